@@ -1,0 +1,60 @@
+//! The seam for consuming: deliveries with an explicit, cumulative ack.
+
+use async_trait::async_trait;
+use dacapo_event::Message;
+
+use crate::BusError;
+
+/// The number of a delivery on this source, from 1, in order of delivery.
+pub type DeliveryTag = u64;
+
+/// One message that the bus handed over and keeps until it is acked.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Delivery {
+    /// Its number on this source.
+    pub tag: DeliveryTag,
+    /// Whether the bus may have delivered it before.
+    pub redelivered: bool,
+    /// Present if it came by way of the parking queue.
+    pub parked: Option<Parked>,
+    /// The message as it was published: headers that the bus added are gone, and a parked one has
+    /// its exchange, routing key and expiration back.
+    pub message: Message,
+}
+
+/// Why a message was parked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Parked {
+    /// The bus's word: `expired`, `delivery_limit`, `rejected`, `maxlen`; or `unreadable`.
+    pub reason: String,
+}
+
+/// Delivers the messages of one queue and its parking queue.
+///
+/// A source is used by one task. After an error it is of no further use: what was not acked comes
+/// again from a new one.
+#[async_trait]
+pub trait Source: Send {
+    /// Waits for the next delivery; returns `None` when the source was closed in order.
+    ///
+    /// Cancel-safe: a dropped call loses no delivery.
+    async fn next(&mut self) -> Result<Option<Delivery>, BusError>;
+
+    /// Acknowledges every delivery up to and including `tag`; the bus may then forget them.
+    async fn ack(&mut self, tag: DeliveryTag) -> Result<(), BusError>;
+
+    /// Returns how many messages wait in the queue, without those delivered and not acked.
+    async fn depth(&mut self) -> Result<u64, BusError>;
+
+    /// Stops deliveries and closes the connection in order; what was not acked is delivered again
+    /// to the next consumer.
+    async fn close(&mut self) -> Result<(), BusError>;
+}
+
+/// Opens a [`Source`] on one queue, as often as a connection is lost.
+#[async_trait]
+pub trait Subscribe: Send + Sync {
+    /// Opens a new connection, declares the queues and bindings if they are not there, and
+    /// begins to consume.
+    async fn open(&self) -> Result<Box<dyn Source>, BusError>;
+}

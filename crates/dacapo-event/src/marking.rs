@@ -1,0 +1,188 @@
+//! What a replayed message carries that the original did not, and what is taken from
+//! it because it would do harm a second time.
+//!
+//! A replayed event names its replay, its id and the digest of its body. The archiver
+//! skips a message only if that digest matches the body that came: one with copied
+//! headers but other content is a live event and is archived.
+
+use crate::{DeliveryMode, Digest, Event, FieldTable, FieldValue, Message, ShortStr};
+
+/// Header: the id of the replay that published this message.
+pub const REPLAY: ShortStr = ShortStr::from_static("x-dacapo-replay");
+/// Header: the event's id, the same on every delivery of it.
+pub const EVENT_ID: ShortStr = ShortStr::from_static("x-dacapo-event-id");
+/// Header: SHA-256 of the body, 64 hexadecimal digits.
+pub const BODY_DIGEST: ShortStr = ShortStr::from_static("x-dacapo-body-digest");
+/// Header: when the event happened, RFC 3339.
+pub const ORIGINAL_TIME: ShortStr = ShortStr::from_static("x-dacapo-original-time");
+/// Header: the exchange that the event was first published to.
+pub const ORIGINAL_EXCHANGE: ShortStr = ShortStr::from_static("x-dacapo-original-exchange");
+/// Header: the routing key that the event was first published with.
+pub const ORIGINAL_ROUTING_KEY: ShortStr = ShortStr::from_static("x-dacapo-original-routing-key");
+
+const ORIGINAL_USER_ID: ShortStr = ShortStr::from_static("x-dacapo-original-user-id");
+const ORIGINAL_EXPIRATION: ShortStr = ShortStr::from_static("x-dacapo-original-expiration");
+const ORIGINAL_REPLY_TO: ShortStr = ShortStr::from_static("x-dacapo-original-reply-to");
+const ORIGINAL_DELIVERY_MODE: ShortStr = ShortStr::from_static("x-dacapo-original-delivery-mode");
+const ORIGINAL_PRIORITY: ShortStr = ShortStr::from_static("x-dacapo-original-priority");
+
+/// Headers that RabbitMQ acts on, and where their values are kept instead.
+const ACTED_ON: [(&str, ShortStr); 3] = [
+    ("CC", ShortStr::from_static("x-dacapo-original-cc")),
+    ("BCC", ShortStr::from_static("x-dacapo-original-bcc")),
+    ("x-death", ShortStr::from_static("x-dacapo-original-x-death")),
+];
+
+/// Whether a replayed message keeps its `priority`, and so may overtake others in a priority queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Priority {
+    /// Taken off and kept in a header: order is worth more.
+    Neutralise,
+    /// Left as it was.
+    Keep,
+}
+
+/// Returns the message that replays `event`: everything as it was, marked, and with what would
+/// do harm moved into headers.
+///
+/// Moved: `user_id` (the broker refuses another's), `expiration` (would drop history on arrival),
+/// `reply_to` (would answer dead queues), `CC` and `BCC` (would route copies elsewhere), `x-death`
+/// (cycle detection would drop it), `delivery_mode` unless 2 (published persistent), `priority`
+/// unless kept. Exchange and routing key are the original's; the target may replace them.
+pub fn mark(event: &Event, replay: &ShortStr, priority: Priority) -> Message {
+    let mut message = event.message.clone();
+    let properties = &mut message.properties;
+    let headers = properties.headers.get_or_insert_with(FieldTable::new);
+
+    for (acted_on, kept_in) in &ACTED_ON {
+        if let Some(value) = headers.remove(acted_on) {
+            headers.insert(kept_in.clone(), value);
+        }
+    }
+    let moved = [
+        (ORIGINAL_USER_ID, properties.user_id.take()),
+        (ORIGINAL_EXPIRATION, properties.expiration.take()),
+        (ORIGINAL_REPLY_TO, properties.reply_to.take()),
+    ];
+    for (name, value) in moved {
+        if let Some(value) = value {
+            headers.insert(name, short_value(&value));
+        }
+    }
+    if let Some(mode) = properties.delivery_mode.filter(|mode| *mode != DeliveryMode::Persistent) {
+        headers.insert(ORIGINAL_DELIVERY_MODE, FieldValue::ShortShortUInt(mode.octet()));
+    }
+    properties.delivery_mode = Some(DeliveryMode::Persistent);
+    if priority == Priority::Neutralise
+        && let Some(priority) = properties.priority.take()
+    {
+        headers.insert(ORIGINAL_PRIORITY, FieldValue::ShortShortUInt(priority));
+    }
+
+    headers.insert(REPLAY, short_value(replay));
+    headers.insert(EVENT_ID, FieldValue::text(event.id.clone()));
+    headers.insert(BODY_DIGEST, FieldValue::text(Digest::of(&message.body).to_string()));
+    headers.insert(ORIGINAL_TIME, FieldValue::text(event.time.to_string()));
+    headers.insert(ORIGINAL_EXCHANGE, short_value(&message.exchange));
+    headers.insert(ORIGINAL_ROUTING_KEY, short_value(&message.routing_key));
+    message
+}
+
+fn short_value(text: &ShortStr) -> FieldValue {
+    FieldValue::LongString(bytes::Bytes::copy_from_slice(text.as_bytes()))
+}
+
+/// Returns whether this message is a replay of an event that the archive has already:
+/// it is marked with an event id, and the digest in its marking is that of its body.
+pub fn is_replayed(message: &Message) -> bool {
+    let properties = &message.properties;
+    properties.header("x-dacapo-event-id").is_some()
+        && properties
+            .header("x-dacapo-body-digest")
+            .and_then(FieldValue::as_text)
+            .and_then(|text| text.parse::<Digest>().ok())
+            .is_some_and(|claimed| claimed == Digest::of(&message.body))
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::{Properties, Timestamp};
+
+    fn short(text: &str) -> ShortStr {
+        ShortStr::try_from(text).unwrap()
+    }
+
+    fn event(properties: Properties) -> Event {
+        Event {
+            sequence: 7,
+            archived_at: Timestamp::EPOCH,
+            time: Timestamp::EPOCH,
+            id: "e-7".to_owned(),
+            kind: "order.placed".to_owned(),
+            key: None,
+            message: Message {
+                exchange: short("shop"),
+                routing_key: short("orders.placed"),
+                properties,
+                body: Bytes::from_static(b"{}"),
+            },
+        }
+    }
+
+    #[test]
+    fn a_marked_message_is_recognised_until_its_body_changes() {
+        let event = event(Properties::default());
+        let mut replayed = mark(&event, &short("r1"), Priority::Neutralise);
+        assert!(is_replayed(&replayed));
+        assert!(!is_replayed(&event.message));
+        replayed.body = Bytes::from_static(b"{\"forged\":true}");
+        assert!(!is_replayed(&replayed), "copied headers on other content are a live event");
+    }
+
+    #[test]
+    fn what_would_do_harm_is_moved_into_headers_and_the_rest_is_as_it_was() {
+        let headers: FieldTable = [
+            (short("CC"), FieldValue::Array(vec![FieldValue::text("elsewhere")])),
+            (short("x-death"), FieldValue::Array(vec![])),
+            (short("tenant"), FieldValue::LongInt(4)),
+        ]
+        .into_iter()
+        .collect();
+        let original = Properties {
+            headers: Some(headers),
+            user_id: Some(short("shop")),
+            expiration: Some(short("100")),
+            reply_to: Some(short("amq.gen-1")),
+            delivery_mode: Some(DeliveryMode::Transient),
+            priority: Some(9),
+            message_id: Some(short("m")),
+            ..Properties::default()
+        };
+        let replayed = mark(&event(original), &short("r1"), Priority::Neutralise).properties;
+
+        assert_eq!(replayed.user_id, None);
+        assert_eq!(replayed.expiration, None);
+        assert_eq!(replayed.reply_to, None);
+        assert_eq!(replayed.priority, None);
+        assert_eq!(replayed.delivery_mode, Some(DeliveryMode::Persistent));
+        assert_eq!(replayed.message_id, Some(short("m")));
+        assert_eq!(replayed.header("CC"), None);
+        assert_eq!(replayed.header("x-death"), None);
+        assert_eq!(replayed.header("tenant"), Some(&FieldValue::LongInt(4)));
+        for kept in
+            ["user-id", "expiration", "reply-to", "cc", "x-death", "delivery-mode", "priority"]
+        {
+            assert!(replayed.header(&format!("x-dacapo-original-{kept}")).is_some(), "{kept}");
+        }
+    }
+
+    #[test]
+    fn priority_is_kept_on_request() {
+        let original = Properties { priority: Some(9), ..Properties::default() };
+        let replayed = mark(&event(original), &short("r1"), Priority::Keep);
+        assert_eq!(replayed.properties.priority, Some(9));
+    }
+}
