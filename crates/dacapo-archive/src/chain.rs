@@ -1,0 +1,293 @@
+//! How segments are committed to their stream: chain entries and heads.
+//!
+//! Two small JSON objects, read and written only here. A chain entry is write-once and
+//! commits the segment that begins at its sequence; the head is mutable and says how
+//! far the stream goes, so that a lost tail shows.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use dacapo_event::{Digest, Sequence, StreamName, Timestamp};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use crate::store::{ByteRange, ObjectKey, ObjectMeta, Store, StoreError};
+use crate::{ArchiveError, SegmentSummary, layout};
+
+/// Commits one segment to its stream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ChainEntry {
+    /// The segment.
+    pub segment: ObjectKey,
+    /// Its size in bytes.
+    pub size: u64,
+    /// Its first sequence.
+    pub first: Sequence,
+    /// Its last sequence.
+    pub last: Sequence,
+    /// Its digest.
+    pub digest: Digest,
+    /// The digest of the segment before it.
+    pub previous: Option<Digest>,
+}
+
+/// How far a stream goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Head {
+    /// The stream.
+    pub stream: StreamName,
+    /// The last sequence that is durable.
+    pub last: Sequence,
+    /// Digest of the last segment.
+    pub digest: Digest,
+    /// Key of the last segment.
+    pub segment: ObjectKey,
+    /// When the head was moved.
+    pub moved_at: Timestamp,
+    /// Import only: digest of the input up to the last event.
+    pub source_mark: Option<Digest>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct ChainEntryJson {
+    format: u32,
+    segment: String,
+    bytes: u64,
+    first_sequence: u64,
+    last_sequence: u64,
+    digest: String,
+    previous: Option<String>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct HeadJson {
+    format: u32,
+    stream: String,
+    last_sequence: u64,
+    digest: String,
+    segment: String,
+    moved_at: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    source_mark: Option<String>,
+}
+
+/// Version of the JSON objects; they change less often than the segment format.
+const JSON_FORMAT: u32 = 1;
+
+impl ChainEntry {
+    /// Returns the entry that commits this segment.
+    pub fn of(summary: &SegmentSummary) -> Self {
+        ChainEntry {
+            segment: summary.key.clone(),
+            size: summary.size,
+            first: summary.first,
+            last: summary.last,
+            digest: summary.digest,
+            previous: summary.previous,
+        }
+    }
+
+    pub(crate) fn to_bytes(&self) -> Bytes {
+        to_json(&ChainEntryJson {
+            format: JSON_FORMAT,
+            segment: self.segment.to_string(),
+            bytes: self.size,
+            first_sequence: self.first,
+            last_sequence: self.last,
+            digest: self.digest.to_string(),
+            previous: self.previous.map(|digest| digest.to_string()),
+        })
+    }
+
+    fn from_bytes(key: &ObjectKey, bytes: &[u8]) -> Result<Self, ArchiveError> {
+        let json: ChainEntryJson = from_json(key, bytes)?;
+        let unreadable =
+            |what: &str| ArchiveError::damaged(key, format!("its `{what}` is not readable"));
+        check_format(key, json.format)?;
+        Ok(ChainEntry {
+            segment: json.segment.parse().map_err(|_| unreadable("segment"))?,
+            size: json.bytes,
+            first: json.first_sequence,
+            last: json.last_sequence,
+            digest: json.digest.parse().map_err(|_| unreadable("digest"))?,
+            previous: json
+                .previous
+                .map(|text| text.parse())
+                .transpose()
+                .map_err(|_| unreadable("previous"))?,
+        })
+    }
+}
+
+impl Head {
+    pub(crate) fn to_bytes(&self) -> Bytes {
+        to_json(&HeadJson {
+            format: JSON_FORMAT,
+            stream: self.stream.to_string(),
+            last_sequence: self.last,
+            digest: self.digest.to_string(),
+            segment: self.segment.to_string(),
+            moved_at: self.moved_at.to_string(),
+            source_mark: self.source_mark.map(|digest| digest.to_string()),
+        })
+    }
+
+    /// Returns the head that these bytes of the object `key` are.
+    ///
+    /// # Errors
+    /// They are not a head, or one of a newer format.
+    pub fn from_bytes(key: &ObjectKey, bytes: &[u8]) -> Result<Self, ArchiveError> {
+        let json: HeadJson = from_json(key, bytes)?;
+        let unreadable =
+            |what: &str| ArchiveError::damaged(key, format!("its `{what}` is not readable"));
+        check_format(key, json.format)?;
+        Ok(Head {
+            stream: json.stream.parse().map_err(|_| unreadable("stream"))?,
+            last: json.last_sequence,
+            digest: json.digest.parse().map_err(|_| unreadable("digest"))?,
+            segment: json.segment.parse().map_err(|_| unreadable("segment"))?,
+            moved_at: json.moved_at.parse().map_err(|_| unreadable("moved_at"))?,
+            source_mark: json
+                .source_mark
+                .map(|text| text.parse())
+                .transpose()
+                .map_err(|_| unreadable("source_mark"))?,
+        })
+    }
+}
+
+fn to_json(value: &impl Serialize) -> Bytes {
+    serde_json::to_vec_pretty(value).expect("text and numbers become JSON").into()
+}
+
+fn from_json<T: DeserializeOwned>(key: &ObjectKey, bytes: &[u8]) -> Result<T, ArchiveError> {
+    serde_json::from_slice(bytes).map_err(|error| ArchiveError::damaged(key, error))
+}
+
+fn check_format(key: &ObjectKey, version: u32) -> Result<(), ArchiveError> {
+    if version > JSON_FORMAT {
+        return Err(ArchiveError::NewerFormat {
+            key: key.to_string(),
+            version,
+            supported: JSON_FORMAT,
+        });
+    }
+    Ok(())
+}
+
+/// Returns the heads of all streams, by name.
+///
+/// # Errors
+/// The store fails, or a head is not readable.
+pub async fn heads(store: &dyn Store) -> Result<Vec<Head>, ArchiveError> {
+    let mut heads = Vec::new();
+    for object in list_all(store, layout::HEADS, None).await? {
+        if layout::parse_head(&object.key).is_some() {
+            let bytes = store.get(&object.key, ByteRange::Full).await?;
+            heads.push(Head::from_bytes(&object.key, &bytes)?);
+        }
+    }
+    Ok(heads)
+}
+
+/// Returns the head of a stream, or nothing if it has none yet.
+///
+/// # Errors
+/// The store fails, or the head is not readable.
+pub async fn head(store: &dyn Store, stream: &StreamName) -> Result<Option<Head>, ArchiveError> {
+    let key = layout::head(stream);
+    match get_if_there(store, &key).await? {
+        Some(bytes) => Head::from_bytes(&key, &bytes).map(Some),
+        None => Ok(None),
+    }
+}
+
+/// Returns the chain entry at a sequence, or nothing if there is none.
+///
+/// # Errors
+/// The store fails, or the entry is not readable.
+pub async fn entry(
+    store: &dyn Store,
+    stream: &StreamName,
+    first: Sequence,
+) -> Result<Option<ChainEntry>, ArchiveError> {
+    let key = layout::chain_entry(stream, first);
+    match get_if_there(store, &key).await? {
+        Some(bytes) => ChainEntry::from_bytes(&key, &bytes).map(Some),
+        None => Ok(None),
+    }
+}
+
+async fn get_if_there(store: &dyn Store, key: &ObjectKey) -> Result<Option<Bytes>, ArchiveError> {
+    match store.get(key, ByteRange::Full).await {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(StoreError::NotFound { .. }) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Returns the segments of a stream that are committed and begin after `after`, in order of
+/// sequence, as (object, first sequence).
+///
+/// Lists chain entries and segments; reads an entry only where two segments begin at the same
+/// sequence (a writer was overtaken) or none does. A committed segment that is not there is
+/// given with size 0 under the key in its entry, so that opening it names it.
+///
+/// # Errors
+/// The store fails, or an entry that had to be read is not readable.
+pub async fn committed(
+    store: &dyn Store,
+    stream: &StreamName,
+    after: Option<Sequence>,
+) -> Result<Vec<(ObjectMeta, Sequence)>, ArchiveError> {
+    let cursor = after.map(|sequence| layout::chain_entry(stream, sequence));
+    let entries = list_all(store, &layout::chain_of(stream), cursor.as_ref()).await?;
+    let firsts: Vec<Sequence> = entries
+        .iter()
+        .filter_map(|object| Some(layout::parse_chain_entry(&object.key)?.1))
+        .collect();
+    if firsts.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut segments: BTreeMap<Sequence, Vec<ObjectMeta>> = BTreeMap::new();
+    for object in list_all(store, &layout::segments_of(stream), None).await? {
+        if let Some((_, first)) = layout::parse_segment(&object.key) {
+            segments.entry(first).or_default().push(object);
+        }
+    }
+    let mut committed = Vec::with_capacity(firsts.len());
+    for first in firsts {
+        let mut candidates = segments.remove(&first).unwrap_or_default();
+        let object = match (candidates.len(), candidates.pop()) {
+            (1, Some(only)) => only,
+            (_, last) => {
+                let entry = entry(store, stream, first).await?;
+                let Some(entry) = entry else { continue };
+                let named = candidates.into_iter().chain(last).find(|o| o.key == entry.segment);
+                named.unwrap_or(ObjectMeta { key: entry.segment, size: 0 })
+            }
+        };
+        committed.push((object, first));
+    }
+    Ok(committed)
+}
+
+/// Returns all objects under a prefix, in order of their keys.
+///
+/// # Errors
+/// The store fails.
+pub async fn list_all(
+    store: &dyn Store,
+    prefix: &str,
+    after: Option<&ObjectKey>,
+) -> Result<Vec<ObjectMeta>, ArchiveError> {
+    let mut objects: Vec<ObjectMeta> = Vec::new();
+    loop {
+        let cursor = objects.last().map(|object| object.key.clone());
+        let page = store.list(prefix, cursor.as_ref().or(after)).await?;
+        let done = !page.more || page.objects.is_empty();
+        objects.extend(page.objects);
+        if done {
+            return Ok(objects);
+        }
+    }
+}

@@ -1,0 +1,340 @@
+//! Decodes columns of a row group from bytes that were fetched before. Plain functions:
+//! no I/O, no async.
+//!
+//! Invariant: nothing read from a segment is trusted; a value that does not fit is
+//! an error, and a row is complete only if its checksum agrees.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::{Buf, Bytes};
+use dacapo_event::{Event, Message, ShortStr, Timestamp, wire};
+use parquet::column::reader::get_column_reader;
+use parquet::column::reader::{ColumnReaderImpl, get_typed_column_reader};
+use parquet::data_type::{ByteArray, ByteArrayType, DataType, Int32Type, Int64Type};
+use parquet::errors::{ParquetError, Result};
+use parquet::file::metadata::ParquetMetaData;
+use parquet::file::reader::{ChunkReader, Length};
+use parquet::file::serialized_reader::SerializedPageReader;
+
+use crate::schema::Column;
+use crate::{ColumnSet, Rows};
+
+/// Some byte ranges of an object, as if it were all there.
+#[derive(Debug)]
+pub(crate) struct Fetched {
+    size: u64,
+    ranges: Vec<(u64, Bytes)>,
+}
+
+impl Fetched {
+    /// Takes ranges (first offset, bytes) sorted by offset and disjoint.
+    pub(crate) fn new(size: u64, ranges: Vec<(u64, Bytes)>) -> Self {
+        Fetched { size, ranges }
+    }
+
+    fn from(&self, start: u64) -> Result<Bytes> {
+        let after = self.ranges.partition_point(|(offset, _)| *offset <= start);
+        let found = after.checked_sub(1).map(|at| &self.ranges[at]).and_then(|(offset, bytes)| {
+            let skip = usize::try_from(start - offset).ok()?;
+            (skip < bytes.len()).then(|| bytes.slice(skip..))
+        });
+        found.ok_or_else(|| {
+            ParquetError::General(format!("offset {start} points outside its column"))
+        })
+    }
+}
+
+impl Length for Fetched {
+    fn len(&self) -> u64 {
+        self.size
+    }
+}
+
+impl ChunkReader for Fetched {
+    type T = bytes::buf::Reader<Bytes>;
+
+    fn get_read(&self, start: u64) -> Result<Self::T> {
+        Ok(self.from(start)?.reader())
+    }
+
+    fn get_bytes(&self, start: u64, length: usize) -> Result<Bytes> {
+        let bytes = self.from(start)?;
+        if bytes.len() < length {
+            return Err(ParquetError::General(format!("page at {start} runs past its column")));
+        }
+        Ok(bytes.slice(..length))
+    }
+}
+
+/// Returns the byte ranges of one column that decoding `rows` needs: the dictionary, if there is
+/// one, and the pages that hold a wanted row. Sorted, disjoint.
+pub(crate) fn ranges(
+    metadata: &ParquetMetaData,
+    group: usize,
+    column: usize,
+    rows: &Rows,
+) -> Result<Vec<Range<u64>>> {
+    let chunk = metadata.row_group(group).column(column);
+    let (start, length) = chunk_range(metadata, group, column)?;
+    let index = metadata.page_index_for_row_group(group);
+    let Some(offsets) = index.offset_index(column) else {
+        return Ok(std::iter::once(start..start + length).collect());
+    };
+    let end = start + length;
+    let mut wanted: Vec<Range<u64>> = Vec::new();
+    let pages = offsets.page_locations();
+    let total = usize::try_from(metadata.row_group(group).num_rows()).unwrap_or(0);
+    for (at, page) in pages.iter().enumerate() {
+        let first = usize::try_from(page.first_row_index).unwrap_or(usize::MAX);
+        let next = pages
+            .get(at + 1)
+            .map_or(total, |next| usize::try_from(next.first_row_index).unwrap_or(0));
+        let from = u64::try_from(page.offset).unwrap_or(u64::MAX);
+        let to = from.saturating_add(u64::try_from(page.compressed_page_size).unwrap_or(0));
+        if first > next || from < start || to > end {
+            return Err(ParquetError::General(format!(
+                "the page index of column `{}` does not fit it",
+                chunk.column_path()
+            )));
+        }
+        if at == 0 && from > start {
+            wanted.push(start..from);
+        }
+        if rows.touches(&(first..next)) {
+            match wanted.last_mut() {
+                Some(last) if last.end == from => last.end = to,
+                _ => wanted.push(from..to),
+            }
+        }
+    }
+    Ok(wanted)
+}
+
+fn chunk_range(metadata: &ParquetMetaData, group: usize, column: usize) -> Result<(u64, u64)> {
+    let chunk = metadata.row_group(group).column(column);
+    let start = chunk.dictionary_page_offset().unwrap_or_else(|| chunk.data_page_offset());
+    match (u64::try_from(start), u64::try_from(chunk.compressed_size())) {
+        (Ok(start), Ok(length)) if start.checked_add(length).is_some() => Ok((start, length)),
+        _ => Err(ParquetError::General(format!(
+            "column `{}` lies outside its object",
+            chunk.column_path()
+        ))),
+    }
+}
+
+/// An event with nothing filled in.
+pub(crate) fn blank() -> Event {
+    Event {
+        sequence: 0,
+        archived_at: Timestamp::EPOCH,
+        time: Timestamp::EPOCH,
+        id: String::new(),
+        kind: String::new(),
+        key: None,
+        message: Message::default(),
+    }
+}
+
+/// Decodes `columns` of `rows` into `events`, one for each row in order.
+///
+/// With [`ColumnSet::ALL`] every row is held against its checksum.
+pub(crate) fn fill(
+    metadata: &ParquetMetaData,
+    group: usize,
+    rows: &Rows,
+    columns: ColumnSet,
+    fetched: &Arc<Fetched>,
+    events: &mut [Event],
+) -> Result<()> {
+    let source = Decoder { metadata, group, rows, fetched };
+    if columns.has(Column::Sequence) {
+        source.numbers(Column::Sequence, events, |event, n| event.sequence = n.cast_unsigned())?;
+    }
+    if columns.has(Column::ArchivedAt) {
+        source.numbers(Column::ArchivedAt, events, |event, n| {
+            event.archived_at = Timestamp::from_micros(n);
+        })?;
+    }
+    if columns.has(Column::Time) {
+        source.numbers(Column::Time, events, |event, n| event.time = Timestamp::from_micros(n))?;
+    }
+    if columns.has(Column::Id) {
+        source.texts(Column::Id, events, |event, text| {
+            event.id = text;
+            Ok(())
+        })?;
+    }
+    if columns.has(Column::Type) {
+        source.texts(Column::Type, events, |event, text| {
+            event.kind = text;
+            Ok(())
+        })?;
+    }
+    if columns.has(Column::Key) {
+        source.keys(events)?;
+    }
+    if columns.has(Column::Exchange) {
+        source.texts(Column::Exchange, events, |event, text| {
+            event.message.exchange = short(text)?;
+            Ok(())
+        })?;
+    }
+    if columns.has(Column::RoutingKey) {
+        source.texts(Column::RoutingKey, events, |event, text| {
+            event.message.routing_key = short(text)?;
+            Ok(())
+        })?;
+    }
+    let mut encoded = Vec::new();
+    if columns.has(Column::Properties) {
+        encoded = source.required::<ByteArrayType>(Column::Properties)?;
+        for (event, properties) in events.iter_mut().zip(&encoded) {
+            let message = std::mem::take(&mut event.message);
+            let exchange = message.exchange.to_str_lossy();
+            let routing_key = message.routing_key.to_str_lossy();
+            event.message =
+                wire::decode_message(&exchange, &routing_key, properties.data(), message.body)
+                    .map_err(|error| ParquetError::General(error.to_string()))?;
+        }
+    }
+    if columns.has(Column::Body) {
+        let bodies = source.required::<ByteArrayType>(Column::Body)?;
+        for (event, body) in events.iter_mut().zip(bodies) {
+            // A copy, so that a few wanted bodies do not keep their pages in memory.
+            event.message.body = Bytes::copy_from_slice(body.data());
+        }
+    }
+    if columns.has(Column::Checksum) {
+        let checksums = source.required::<Int32Type>(Column::Checksum)?;
+        for ((event, properties), expected) in events.iter().zip(&encoded).zip(checksums) {
+            if checksum(event, properties.data()) != expected.cast_unsigned() {
+                return Err(ParquetError::General(format!(
+                    "event {} is not what was written (its checksum differs)",
+                    event.sequence
+                )));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn short(text: String) -> Result<ShortStr> {
+    // The lossy text of 255 bytes may be longer; the exact bytes come with the properties.
+    ShortStr::try_from(text).or_else(|_| Ok(ShortStr::default()))
+}
+
+/// Returns the CRC-32 (IEEE 802.3) of an event: of every column but the readable duplicates, in
+/// the order of the schema, each text with its length (4 bytes, little-endian) before it.
+///
+/// Guards a replay, which reads only some pages, where the digest guards the whole object.
+pub(crate) fn checksum(event: &Event, properties: &[u8]) -> u32 {
+    let mut crc = crc32fast::Hasher::new();
+    crc.update(&event.sequence.to_le_bytes());
+    crc.update(&event.archived_at.as_micros().to_le_bytes());
+    crc.update(&event.time.as_micros().to_le_bytes());
+    let mut framed = |bytes: &[u8]| {
+        crc.update(&u32::try_from(bytes.len()).unwrap_or(u32::MAX).to_le_bytes());
+        crc.update(bytes);
+    };
+    framed(event.id.as_bytes());
+    framed(event.kind.as_bytes());
+    framed(event.key.as_deref().unwrap_or("\0").as_bytes());
+    framed(event.message.exchange.as_bytes());
+    framed(event.message.routing_key.as_bytes());
+    framed(properties);
+    framed(&event.message.body);
+    crc.finalize()
+}
+
+struct Decoder<'a> {
+    metadata: &'a ParquetMetaData,
+    group: usize,
+    rows: &'a Rows,
+    fetched: &'a Arc<Fetched>,
+}
+
+impl Decoder<'_> {
+    fn reader<T: DataType>(&self, column: Column) -> Result<ColumnReaderImpl<T>> {
+        let group = self.metadata.row_group(self.group);
+        let chunk = group.column(column.index());
+        let index = self.metadata.page_index_for_row_group(self.group);
+        let pages =
+            index.offset_index(column.index()).map(|offsets| offsets.page_locations().clone());
+        let total = usize::try_from(group.num_rows()).unwrap_or(0);
+        let pages = SerializedPageReader::new(Arc::clone(self.fetched), chunk, total, pages)?;
+        Ok(get_typed_column_reader(get_column_reader(chunk.column_descr_ptr(), Box::new(pages))))
+    }
+
+    /// Reads the wanted rows of a column; `defined` says for an optional one which are there.
+    fn read<T: DataType>(&self, column: Column, defined: &mut Vec<i16>) -> Result<Vec<T::T>> {
+        let mut reader = self.reader::<T>(column)?;
+        let mut values = Vec::with_capacity(self.rows.len());
+        let mut at = 0;
+        for range in self.rows.ranges() {
+            let skipped = reader.skip_records(range.start - at)?;
+            let mut left = range.len();
+            while left > 0 {
+                let (records, _, _) =
+                    reader.read_records(left, Some(defined), None, &mut values)?;
+                if records == 0 {
+                    break;
+                }
+                left -= records;
+            }
+            if skipped != range.start - at || left > 0 {
+                return Err(ParquetError::General(format!("column {column:?} has too few rows")));
+            }
+            at = range.end;
+        }
+        Ok(values)
+    }
+
+    fn required<T: DataType>(&self, column: Column) -> Result<Vec<T::T>> {
+        let values = self.read::<T>(column, &mut Vec::new())?;
+        if values.len() != self.rows.len() {
+            return Err(ParquetError::General(format!("column {column:?} has too few values")));
+        }
+        Ok(values)
+    }
+
+    fn numbers(
+        &self,
+        column: Column,
+        events: &mut [Event],
+        set: impl Fn(&mut Event, i64),
+    ) -> Result<()> {
+        let values = self.required::<Int64Type>(column)?;
+        events.iter_mut().zip(values).for_each(|(event, value)| set(event, value));
+        Ok(())
+    }
+
+    fn texts(
+        &self,
+        column: Column,
+        events: &mut [Event],
+        set: impl Fn(&mut Event, String) -> Result<()>,
+    ) -> Result<()> {
+        let values = self.required::<ByteArrayType>(column)?;
+        events.iter_mut().zip(values).try_for_each(|(event, value)| set(event, utf8(&value)?))
+    }
+
+    fn keys(&self, events: &mut [Event]) -> Result<()> {
+        let mut defined = Vec::new();
+        let mut values = self.read::<ByteArrayType>(Column::Key, &mut defined)?.into_iter();
+        if defined.len() != events.len() {
+            return Err(ParquetError::General("column Key has too few rows".to_owned()));
+        }
+        for (event, defined) in events.iter_mut().zip(defined) {
+            event.key = match defined {
+                0 => None,
+                _ => values.next().map(|value| utf8(&value)).transpose()?,
+            };
+        }
+        Ok(())
+    }
+}
+
+fn utf8(value: &ByteArray) -> Result<String> {
+    value.as_utf8().map(str::to_owned)
+}

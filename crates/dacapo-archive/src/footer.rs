@@ -1,0 +1,161 @@
+//! The footer's key-value metadata: a [`SegmentSummary`] as text, and the digest of the
+//! object within the object itself.
+//!
+//! The digest is SHA-256 of the whole object with the 64 digits of the digest zeroed
+//! (ASCII `0`). It is the last key-value pair, and what follows it in the footer
+//! is fixed text, so its place is after the last occurrence of its key in the object
+//! whatever names the events bring along.
+
+use parquet::file::metadata::KeyValue;
+use serde_json::json;
+
+use crate::store::ObjectKey;
+use crate::summary::{SegmentSummary, Tally};
+use crate::{ArchiveError, FORMAT_VERSION};
+use dacapo_event::{Digest, Hasher, Timestamp};
+
+const DIGEST_KEY: &str = "dacapo.digest";
+const DIGEST_DIGITS: usize = 64;
+/// Between the key and its value Thrift's compact protocol puts a field header and a length.
+const DIGEST_GAP: usize = 2;
+
+/// Returns the pairs of a footer, the digest last and zeroed.
+pub(crate) fn encode(summary: &SegmentSummary) -> Vec<KeyValue> {
+    let pair = |key: &str, value: String| KeyValue::new(format!("dacapo.{key}"), value);
+    let mut pairs = vec![
+        pair("format", FORMAT_VERSION.to_string()),
+        pair("stream", summary.stream.to_string()),
+        pair("first_sequence", summary.first.to_string()),
+        pair("last_sequence", summary.last.to_string()),
+        pair("time_min_us", summary.time_min.as_micros().to_string()),
+        pair("time_max_us", summary.time_max.as_micros().to_string()),
+        pair("archived_min_us", summary.archived_min.as_micros().to_string()),
+        pair("archived_max_us", summary.archived_max.as_micros().to_string()),
+        pair("body_bytes", summary.body_bytes.to_string()),
+        pair("by_type", encode_tally(&summary.by_type)),
+        pair("by_routing_key", encode_tally(&summary.by_routing_key)),
+        pair("by_exchange", encode_tally(&summary.by_exchange)),
+    ];
+    pairs.extend(summary.previous.map(|digest| pair("previous", digest.to_string())));
+    pairs.extend(summary.source_mark.map(|digest| pair("source_mark", digest.to_string())));
+    pairs.push(KeyValue::new(DIGEST_KEY.to_owned(), "0".repeat(DIGEST_DIGITS)));
+    pairs
+}
+
+/// Returns the summary that the pairs of the object's footer mean.
+///
+/// # Errors
+/// A pair is missing or not readable, or the format is newer than this code.
+pub(crate) fn decode(
+    key: &ObjectKey,
+    size: u64,
+    pairs: &[KeyValue],
+) -> Result<SegmentSummary, ArchiveError> {
+    let fields = Fields { key, pairs };
+    let version: u32 = fields.parse("format")?;
+    if version > FORMAT_VERSION {
+        return Err(ArchiveError::NewerFormat {
+            key: key.to_string(),
+            version,
+            supported: FORMAT_VERSION,
+        });
+    }
+    let time = |name: &str| fields.parse(name).map(Timestamp::from_micros);
+    let summary = SegmentSummary {
+        key: key.clone(),
+        size,
+        stream: fields.parse("stream")?,
+        first: fields.parse("first_sequence")?,
+        last: fields.parse("last_sequence")?,
+        time_min: time("time_min_us")?,
+        time_max: time("time_max_us")?,
+        archived_min: time("archived_min_us")?,
+        archived_max: time("archived_max_us")?,
+        body_bytes: fields.parse("body_bytes")?,
+        by_type: fields.tally("by_type")?,
+        by_routing_key: fields.tally("by_routing_key")?,
+        by_exchange: fields.tally("by_exchange")?,
+        digest: fields.parse("digest")?,
+        previous: fields.parse_if_there("previous")?,
+        source_mark: fields.parse_if_there("source_mark")?,
+    };
+    if summary.first == 0 || summary.last < summary.first {
+        return Err(fields.damaged("first_sequence"));
+    }
+    Ok(summary)
+}
+
+struct Fields<'a> {
+    key: &'a ObjectKey,
+    pairs: &'a [KeyValue],
+}
+
+impl Fields<'_> {
+    fn damaged(&self, name: &str) -> ArchiveError {
+        ArchiveError::damaged(
+            self.key,
+            format!("`dacapo.{name}` in its footer is missing or not readable"),
+        )
+    }
+
+    fn find(&self, name: &str) -> Option<&str> {
+        let of_name = |pair: &&KeyValue| pair.key.strip_prefix("dacapo.") == Some(name);
+        self.pairs.iter().find(of_name)?.value.as_deref()
+    }
+
+    fn parse<T: std::str::FromStr>(&self, name: &str) -> Result<T, ArchiveError> {
+        self.parse_if_there(name)?.ok_or_else(|| self.damaged(name))
+    }
+
+    fn parse_if_there<T: std::str::FromStr>(&self, name: &str) -> Result<Option<T>, ArchiveError> {
+        self.find(name).map(|text| text.parse().map_err(|_| self.damaged(name))).transpose()
+    }
+
+    fn tally(&self, name: &str) -> Result<Tally, ArchiveError> {
+        let decode = |text: &str| {
+            let json: serde_json::Value = serde_json::from_str(text).ok()?;
+            let counts = json.get("counts")?.as_object()?.iter();
+            let counts = counts.map(|(text, count)| Some((text.clone(), count.as_u64()?)));
+            Some(Tally {
+                counts: counts.collect::<Option<_>>()?,
+                other: json.get("other")?.as_u64()?,
+            })
+        };
+        self.find(name).and_then(decode).ok_or_else(|| self.damaged(name))
+    }
+}
+
+fn encode_tally(tally: &Tally) -> String {
+    json!({ "counts": tally.counts, "other": tally.other }).to_string()
+}
+
+/// Computes the digest of a finished object whose digest is still zeroed, writes it into its
+/// place, and returns it.
+///
+/// # Panics
+/// The object was not written with [`encode`].
+pub(crate) fn seal(object: &mut [u8]) -> Digest {
+    let place = digest_place(object).expect("the footer was just written with a digest");
+    let digest = Digest::of(object);
+    object[place..place + DIGEST_DIGITS].copy_from_slice(digest.to_string().as_bytes());
+    digest
+}
+
+/// Returns the digest that the object should have, computed from its bytes; nothing if there is
+/// no place for a digest in it.
+pub(crate) fn digest_of(object: &[u8]) -> Option<Digest> {
+    let place = digest_place(object)?;
+    let mut hasher = Hasher::default();
+    hasher.update(&object[..place]);
+    hasher.update(&[b'0'; DIGEST_DIGITS]);
+    hasher.update(&object[place + DIGEST_DIGITS..]);
+    Some(hasher.finish())
+}
+
+fn digest_place(object: &[u8]) -> Option<usize> {
+    let key = DIGEST_KEY.as_bytes();
+    let place =
+        object.windows(key.len()).rposition(|window| window == key)? + key.len() + DIGEST_GAP;
+    let digits = object.get(place..place + DIGEST_DIGITS)?;
+    digits.iter().all(u8::is_ascii_hexdigit).then_some(place)
+}

@@ -1,0 +1,485 @@
+//! Reads one segment: its footer first, then only the pages that are asked for.
+//!
+//! Async here only waits for bytes; [`crate::columns`] decodes them, on a blocking
+//! thread. Memory is that of the pages asked for, so the caller bounds it by the rows
+//! it asks for ([`Segment::batches`]).
+
+use std::collections::BTreeSet;
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use dacapo_event::{Event, Timestamp};
+use futures::{StreamExt, TryStreamExt, stream};
+use parquet::DecodeResult;
+use parquet::bloom_filter::Sbbf;
+use parquet::errors::ParquetError;
+use parquet::file::metadata::{PageIndexPolicy, ParquetMetaData, ParquetMetaDataPushDecoder};
+use parquet::file::page_index::column_index::ColumnIndexMetaData;
+use parquet::file::statistics::Statistics;
+
+use crate::columns::{self, Fetched};
+use crate::schema::{Column, schema};
+use crate::store::{ByteRange, ObjectKey, Store};
+use crate::{ArchiveError, ColumnSet, Rows, SegmentSummary, footer};
+
+/// Read from the end of a segment in the first request: holds footer and page index of all but
+/// large segments.
+const TAIL_BYTES: u64 = 64 * 1024;
+
+/// A footer that claims more than this is damaged or hostile: 16 row groups of 14 columns with
+/// three full tallies of 255-byte texts come to a tenth of it.
+const FOOTER_BYTES_MAX: u64 = 16 * 1024 * 1024;
+
+/// Two wanted ranges closer than this are fetched as one: a request to S3 costs more than bytes.
+const GAP_BYTES_MAX: u64 = 32 * 1024;
+
+/// Requests under way at once for one read; more brings nothing from one server.
+const REQUESTS_AT_ONCE: usize = 4;
+
+/// A row group that decodes to more is refused: writers close one at 8 MiB and one body may be as
+/// large as RabbitMQ's largest message (128 MiB by default in 3.x).
+const ROW_GROUP_BYTES_MAX: i64 = 192 * 1024 * 1024;
+
+/// One segment, open for reading.
+#[derive(Debug, Clone)]
+pub struct Segment {
+    store: Arc<dyn Store>,
+    summary: Arc<SegmentSummary>,
+    metadata: Arc<ParquetMetaData>,
+}
+
+/// What the statistics of a row group say, without reading it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RowGroupFacts {
+    /// How many rows it has.
+    pub rows: usize,
+    /// First and last sequence.
+    pub sequence: (u64, u64),
+    /// Earliest and latest `time`, if known.
+    pub time: Option<(Timestamp, Timestamp)>,
+    /// Range of `type`.
+    pub kind: Option<TextRange>,
+    /// Range of `exchange`.
+    pub exchange: Option<TextRange>,
+    /// Range of `routing_key`.
+    pub routing_key: Option<TextRange>,
+    /// Range of `key`; absent also when no row has one.
+    pub key: Option<TextRange>,
+    /// Range of `id`.
+    pub id: Option<TextRange>,
+    /// Bytes of its columns other than the body, as stored.
+    pub attribute_bytes: u64,
+    /// Bytes of its bodies, as stored.
+    pub body_bytes: u64,
+}
+
+/// The least and greatest text of a column, as bytes; a bound may have been cut to a prefix, and
+/// then was lowered or raised so that it still is one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TextRange {
+    /// Not greater than any value.
+    pub min: Vec<u8>,
+    /// Not less than any value.
+    pub max: Vec<u8>,
+}
+
+/// A column that pages and bloom filters are sought by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PrunedBy {
+    /// `time`
+    Time,
+    /// `type`
+    Type,
+    /// `key`
+    Key,
+    /// `id`
+    Id,
+    /// `exchange`
+    Exchange,
+    /// `routing_key`
+    RoutingKey,
+}
+
+impl PrunedBy {
+    fn column(self) -> Column {
+        match self {
+            PrunedBy::Time => Column::Time,
+            PrunedBy::Type => Column::Type,
+            PrunedBy::Key => Column::Key,
+            PrunedBy::Id => Column::Id,
+            PrunedBy::Exchange => Column::Exchange,
+            PrunedBy::RoutingKey => Column::RoutingKey,
+        }
+    }
+}
+
+/// What the page index says of one page.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum PageBounds<'a> {
+    /// Earliest and latest time.
+    Time(Timestamp, Timestamp),
+    /// Least and greatest text, as in [`TextRange`].
+    Text(&'a [u8], &'a [u8]),
+    /// Every value is absent.
+    AllAbsent,
+}
+
+impl Segment {
+    /// Reads footer and page index, in one request if `size` is known and the footer is not large.
+    ///
+    /// # Errors
+    /// The object is not there, not a segment, damaged where the footer shows it, or newer.
+    pub async fn open(
+        store: Arc<dyn Store>,
+        key: &ObjectKey,
+        size: Option<u64>,
+    ) -> Result<Self, ArchiveError> {
+        let size = match size {
+            Some(size) => size,
+            None => size_of(&*store, key).await?,
+        };
+        let metadata = read_metadata(&*store, key, size).await?;
+        let pairs = metadata.file_metadata().key_value_metadata().map_or(&[][..], Vec::as_slice);
+        if pairs.is_empty() {
+            return Err(ArchiveError::damaged(key, "it is Parquet, but no segment of dacapo"));
+        }
+        let summary = footer::decode(key, size, pairs)?;
+        check_shape(key, &summary, &metadata)?;
+        Ok(Segment { store, summary: Arc::new(summary), metadata: Arc::new(metadata) })
+    }
+
+    /// Returns what the footer says.
+    pub fn summary(&self) -> &SegmentSummary {
+        &self.summary
+    }
+
+    /// Returns how many row groups there are.
+    pub fn row_groups(&self) -> usize {
+        self.metadata.num_row_groups()
+    }
+
+    /// Returns what the statistics of a row group say.
+    pub fn facts(&self, group: usize) -> RowGroupFacts {
+        let meta = self.metadata.row_group(group);
+        let stored =
+            |column: usize| u64::try_from(meta.column(column).compressed_size()).unwrap_or(0);
+        let body = Column::Body.index();
+        let statistics = |column: Column| meta.column(column.index()).statistics();
+        let range = |column: Column| text_range(statistics(column)?);
+        RowGroupFacts {
+            rows: usize::try_from(meta.num_rows()).unwrap_or(0),
+            sequence: number_range(statistics(Column::Sequence))
+                .map_or((self.summary.first, self.summary.last), |(min, max)| {
+                    (min.cast_unsigned(), max.cast_unsigned())
+                }),
+            time: number_range(statistics(Column::Time))
+                .map(|(min, max)| (Timestamp::from_micros(min), Timestamp::from_micros(max))),
+            kind: range(Column::Type),
+            exchange: range(Column::Exchange),
+            routing_key: range(Column::RoutingKey),
+            key: range(Column::Key),
+            id: range(Column::Id),
+            attribute_bytes: (0..Column::COUNT).filter(|at| *at != body).map(stored).sum(),
+            body_bytes: stored(body),
+        }
+    }
+
+    /// Returns the rows in pages of which `keep` says that they may matter; all rows if the
+    /// segment has no page index for the column.
+    pub fn rows_in_pages(
+        &self,
+        group: usize,
+        by: PrunedBy,
+        keep: &dyn Fn(PageBounds<'_>) -> bool,
+    ) -> Rows {
+        let total = usize::try_from(self.metadata.row_group(group).num_rows()).unwrap_or(0);
+        let index = self.metadata.page_index_for_row_group(group);
+        let column = by.column().index();
+        let (Some(offsets), Some(bounds)) =
+            (index.offset_index(column), index.column_index(column))
+        else {
+            return Rows::all(total);
+        };
+        let pages = offsets.page_locations();
+        let mut rows = Rows::default();
+        for (at, page) in pages.iter().enumerate() {
+            let first = usize::try_from(page.first_row_index).unwrap_or(0);
+            let next = pages
+                .get(at + 1)
+                .map_or(total, |next| usize::try_from(next.first_row_index).unwrap_or(total));
+            if page_bounds(bounds, at).is_none_or(keep) {
+                rows.extend_to(first..next.min(total));
+            }
+        }
+        rows
+    }
+
+    /// Returns which of `texts` a row group may hold by its bloom filter; all of them if it has
+    /// none. One request.
+    ///
+    /// # Errors
+    /// The store fails, or the filter is not readable.
+    pub async fn maybe_holds(
+        &self,
+        group: usize,
+        by: PrunedBy,
+        texts: &BTreeSet<String>,
+    ) -> Result<BTreeSet<String>, ArchiveError> {
+        let chunk = self.metadata.row_group(group).column(by.column().index());
+        let (Some(offset), Some(length)) =
+            (chunk.bloom_filter_offset(), chunk.bloom_filter_length())
+        else {
+            return Ok(texts.clone());
+        };
+        let damaged = || self.damaged("a bloom filter lies outside the object");
+        let start = u64::try_from(offset).map_err(|_| damaged())?;
+        let end = start + u64::try_from(length).map_err(|_| damaged())?;
+        if start >= end || end > self.summary.size {
+            return Err(damaged());
+        }
+        let bytes = self.store.get(&self.summary.key, ByteRange::Span(start, end)).await?;
+        let filter = Sbbf::from_bytes(&bytes).map_err(|error| self.damaged(error))?;
+        Ok(texts.iter().filter(|text| filter.check(text.as_str())).cloned().collect())
+    }
+
+    /// Splits `rows` so that the pages of each part's bodies decode to about `bytes` at most (a
+    /// page is never split, and holds at least one body).
+    pub fn batches(&self, group: usize, rows: &Rows, bytes: u64) -> Vec<Rows> {
+        let index = self.metadata.page_index_for_row_group(group);
+        let Some(offsets) = index.offset_index(Column::Body.index()) else {
+            return vec![rows.clone()];
+        };
+        let total = usize::try_from(self.metadata.row_group(group).num_rows()).unwrap_or(0);
+        // Pages of bodies are about alike, so a page's share of the stored bytes is its share of
+        // the decoded ones; the exact sizes are only written together with statistics.
+        let chunk = self.metadata.row_group(group).column(Column::Body.index());
+        let expansion = chunk.uncompressed_size() as f64 / chunk.compressed_size().max(1) as f64;
+        let pages = offsets.page_locations();
+        let (mut batches, mut batch, mut held) = (Vec::new(), Rows::default(), 0);
+        for (at, page) in pages.iter().enumerate() {
+            let first = usize::try_from(page.first_row_index).unwrap_or(0);
+            let next = pages
+                .get(at + 1)
+                .map_or(total, |next| usize::try_from(next.first_row_index).unwrap_or(total));
+            let mut span = Rows::default();
+            span.extend_to(first..next);
+            let wanted = rows.intersect(&span);
+            if wanted.is_empty() {
+                continue;
+            }
+            let size = (f64::from(page.compressed_page_size) * expansion) as u64;
+            if held + size > bytes && !batch.is_empty() {
+                batches.push(std::mem::take(&mut batch));
+                held = 0;
+            }
+            held += size;
+            wanted.ranges().iter().for_each(|range| batch.extend_to(range.clone()));
+        }
+        if !batch.is_empty() {
+            batches.push(batch);
+        }
+        batches
+    }
+
+    /// Reads `columns` of `rows`: returns one event for each row, in order, with the rest blank.
+    ///
+    /// With [`ColumnSet::ALL`] every event is held against its checksum.
+    ///
+    /// # Errors
+    /// The store fails, or the bytes are not what was written (`Damaged`).
+    pub async fn read(
+        &self,
+        group: usize,
+        rows: &Rows,
+        columns: ColumnSet,
+    ) -> Result<Vec<Event>, ArchiveError> {
+        if rows.is_empty() {
+            return Ok(Vec::new());
+        }
+        let fetched = Arc::new(self.fetch(group, rows, columns).await?);
+        let (metadata, rows) = (Arc::clone(&self.metadata), rows.clone());
+        let decode = move || {
+            let mut events = vec![columns::blank(); rows.len()];
+            columns::fill(&metadata, group, &rows, columns, &fetched, &mut events)?;
+            Ok(events)
+        };
+        tokio::task::spawn_blocking(decode)
+            .await
+            .map_err(|_| self.damaged("its pages could not be decoded"))?
+            .map_err(|error: ParquetError| self.damaged(error))
+    }
+
+    async fn fetch(
+        &self,
+        group: usize,
+        rows: &Rows,
+        columns: ColumnSet,
+    ) -> Result<Fetched, ArchiveError> {
+        let mut wanted = Vec::new();
+        for column in COLUMNS.into_iter().filter(|column| columns.has(*column)) {
+            let ranges = columns::ranges(&self.metadata, group, column.index(), rows);
+            wanted.extend(ranges.map_err(|error| self.damaged(error))?);
+        }
+        let spans = coalesce(wanted, GAP_BYTES_MAX);
+        if spans.last().is_some_and(|span| span.end > self.summary.size) {
+            return Err(self.damaged("a column lies outside the object"));
+        }
+        let get = |span: Range<u64>| async move {
+            let range = ByteRange::Span(span.start, span.end);
+            let bytes = self.store.get(&self.summary.key, range).await?;
+            Ok::<(u64, Bytes), ArchiveError>((span.start, bytes))
+        };
+        let ranges = stream::iter(spans).map(get).buffered(REQUESTS_AT_ONCE).try_collect().await?;
+        Ok(Fetched::new(self.summary.size, ranges))
+    }
+
+    fn damaged(&self, problem: impl ToString) -> ArchiveError {
+        ArchiveError::damaged(&self.summary.key, problem)
+    }
+}
+
+/// The leaf columns by index.
+const COLUMNS: [Column; Column::COUNT] = [
+    Column::Sequence,
+    Column::ArchivedAt,
+    Column::Time,
+    Column::Id,
+    Column::Type,
+    Column::Key,
+    Column::Exchange,
+    Column::RoutingKey,
+    Column::ContentType,
+    Column::HeaderKey,
+    Column::HeaderValue,
+    Column::Properties,
+    Column::Body,
+    Column::Checksum,
+];
+
+async fn size_of(store: &dyn Store, key: &ObjectKey) -> Result<u64, ArchiveError> {
+    let page = store.list(key.as_str(), None).await?;
+    let found = page.objects.iter().find(|object| object.key == *key);
+    found.map(|object| object.size).ok_or_else(|| {
+        crate::store::StoreError::NotFound { key: key.to_string(), location: store.location() }
+            .into()
+    })
+}
+
+async fn read_metadata(
+    store: &dyn Store,
+    key: &ObjectKey,
+    size: u64,
+) -> Result<ParquetMetaData, ArchiveError> {
+    let damaged = |error: ParquetError| {
+        ArchiveError::damaged(key, format!("it is no readable Parquet file: {error}"))
+    };
+    if size == 0 {
+        return Err(ArchiveError::damaged(key, "it is empty"));
+    }
+    let mut decoder = ParquetMetaDataPushDecoder::try_new(size)
+        .map_err(damaged)?
+        .with_page_index_policy(PageIndexPolicy::Optional);
+    let tail = store.get(key, ByteRange::Suffix(TAIL_BYTES.min(size))).await?;
+    let tail_start = size.saturating_sub(tail.len() as u64);
+    decoder.push_range(tail_start..size, tail).map_err(damaged)?;
+    loop {
+        match decoder.try_decode().map_err(damaged)? {
+            DecodeResult::Data(metadata) => return Ok(metadata),
+            DecodeResult::NeedsData(ranges) => {
+                for range in coalesce(ranges, GAP_BYTES_MAX) {
+                    if range.end > size || range.end - range.start > FOOTER_BYTES_MAX {
+                        return Err(ArchiveError::damaged(key, "its footer claims an absurd size"));
+                    }
+                    let bytes = store.get(key, ByteRange::Span(range.start, range.end)).await?;
+                    decoder.push_range(range, bytes).map_err(damaged)?;
+                }
+            }
+            DecodeResult::Finished => {
+                return Err(ArchiveError::damaged(key, "its footer ends early"));
+            }
+        }
+    }
+}
+
+/// Refuses a footer whose parts contradict each other or claim more than a writer ever makes.
+fn check_shape(
+    key: &ObjectKey,
+    summary: &SegmentSummary,
+    metadata: &ParquetMetaData,
+) -> Result<(), ArchiveError> {
+    let expected = parquet::schema::types::SchemaDescriptor::new(schema());
+    let found = metadata.file_metadata().schema_descr();
+    let same = found.num_columns() == expected.num_columns()
+        && (0..expected.num_columns()).all(|at| {
+            let (a, b) = (found.column(at), expected.column(at));
+            a.path() == b.path()
+                && a.physical_type() == b.physical_type()
+                && a.max_def_level() == b.max_def_level()
+                && a.max_rep_level() == b.max_rep_level()
+        });
+    if !same {
+        return Err(ArchiveError::damaged(key, "its columns are not those of this format version"));
+    }
+    let rows: i64 = metadata.row_groups().iter().map(|group| group.num_rows().max(0)).sum();
+    if u64::try_from(rows) != Ok(summary.events()) {
+        let events = summary.events();
+        return Err(ArchiveError::damaged(key, format!("it has {rows} rows for {events} events")));
+    }
+    let oversized = |group: &parquet::file::metadata::RowGroupMetaData| {
+        group.columns().iter().any(|column| column.uncompressed_size() > ROW_GROUP_BYTES_MAX)
+    };
+    if metadata.row_groups().iter().any(oversized) {
+        return Err(ArchiveError::damaged(key, "a row group claims an absurd size"));
+    }
+    Ok(())
+}
+
+/// Sorts ranges and joins those that overlap or lie closer than `gap`.
+fn coalesce(mut ranges: Vec<Range<u64>>, gap: u64) -> Vec<Range<u64>> {
+    ranges.sort_by_key(|range| range.start);
+    let mut joined: Vec<Range<u64>> = Vec::with_capacity(ranges.len());
+    for range in ranges {
+        match joined.last_mut() {
+            Some(last) if range.start <= last.end.saturating_add(gap) => {
+                last.end = last.end.max(range.end);
+            }
+            _ => joined.push(range),
+        }
+    }
+    joined
+}
+
+fn number_range(statistics: Option<&Statistics>) -> Option<(i64, i64)> {
+    match statistics? {
+        Statistics::Int64(values) => Some((*values.min_opt()?, *values.max_opt()?)),
+        _ => None,
+    }
+}
+
+fn text_range(statistics: &Statistics) -> Option<TextRange> {
+    let (min, max) = (statistics.min_bytes_opt()?, statistics.max_bytes_opt()?);
+    Some(TextRange { min: min.to_vec(), max: max.to_vec() })
+}
+
+fn page_bounds(index: &ColumnIndexMetaData, page: usize) -> Option<PageBounds<'_>> {
+    if u64::try_from(page).is_ok_and(|page| page >= index.num_pages()) {
+        return None;
+    }
+    if index.is_null_page(page) {
+        return Some(PageBounds::AllAbsent);
+    }
+    match index {
+        ColumnIndexMetaData::INT64(times) => Some(PageBounds::Time(
+            Timestamp::from_micros(*times.min_value(page)?),
+            Timestamp::from_micros(*times.max_value(page)?),
+        )),
+        ColumnIndexMetaData::BYTE_ARRAY(texts) => {
+            Some(PageBounds::Text(texts.min_value(page)?, texts.max_value(page)?))
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests;

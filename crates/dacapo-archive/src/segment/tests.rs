@@ -1,0 +1,186 @@
+//! Segments are read as they were written, and anything else is refused.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use dacapo_event::{Event, FieldTable, FieldValue, Message, Properties, ShortStr, Timestamp};
+use proptest::prelude::*;
+
+use super::*;
+use crate::store::memory::MemoryStore;
+use crate::{Sealed, SegmentBuilder};
+
+fn event(sequence: u64) -> Event {
+    let headers: FieldTable = [
+        (ShortStr::from_static("tenant"), FieldValue::text("acme")),
+        (ShortStr::from_static("try"), FieldValue::LongInt(3)),
+    ]
+    .into_iter()
+    .collect();
+    let body: Vec<u8> = (0..700).map(|n| (n * sequence % 251) as u8).collect();
+    Event {
+        sequence,
+        archived_at: Timestamp::from_secs(1_800_000_000 + sequence),
+        time: Timestamp::from_secs(1_700_000_000 + sequence),
+        id: format!("id-{sequence}"),
+        kind: format!("type-{}", sequence % 3),
+        key: (!sequence.is_multiple_of(5)).then(|| format!("key-{}", sequence % 100)),
+        message: Message {
+            exchange: ShortStr::from_static("shop"),
+            routing_key: ShortStr::try_from(format!("orders.{}", sequence % 4)).unwrap(),
+            properties: Properties {
+                content_type: Some(ShortStr::from_static("application/octet-stream")),
+                headers: (!sequence.is_multiple_of(7)).then_some(headers),
+                ..Properties::default()
+            },
+            body: body.into(),
+        },
+    }
+}
+
+fn sealed(events: impl IntoIterator<Item = Event>) -> Sealed {
+    let mut events = events.into_iter().peekable();
+    let first = events.peek().unwrap().sequence;
+    let mut builder = SegmentBuilder::new("shop".parse().unwrap(), first);
+    events.for_each(|event| builder.push(event).unwrap());
+    builder.seal(None, Timestamp::from_secs(1_800_000_000), None).unwrap()
+}
+
+async fn opened(bytes: Bytes) -> Result<Segment, ArchiveError> {
+    let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
+    let key: ObjectKey = "segments/stream=shop/date=2027-01-15/hour=08/x.parquet".parse().unwrap();
+    let size = bytes.len() as u64;
+    store.put_new(&key, bytes).await.unwrap();
+    Segment::open(store, &key, Some(size)).await
+}
+
+async fn all_events(segment: &Segment) -> Result<Vec<Event>, ArchiveError> {
+    let mut events = Vec::new();
+    for group in 0..segment.row_groups() {
+        let rows = Rows::all(segment.facts(group).rows);
+        events.extend(segment.read(group, &rows, ColumnSet::ALL).await?);
+    }
+    Ok(events)
+}
+
+#[tokio::test]
+async fn events_come_back_as_they_were() {
+    let events: Vec<Event> = (1..=30_000).map(event).collect();
+    let sealed = sealed(events.clone());
+    let segment = opened(sealed.bytes.clone()).await.unwrap();
+    assert!(segment.row_groups() > 1, "the test wants several row groups");
+    let mut summary = sealed.summary.clone();
+    summary.key = segment.summary().key.clone();
+    assert_eq!(segment.summary(), &summary);
+    assert_eq!(all_events(&segment).await.unwrap(), events);
+}
+
+#[tokio::test]
+async fn some_rows_and_columns_cost_only_their_pages() {
+    let events: Vec<Event> = (1..=3_000).map(event).collect();
+    let segment = opened(sealed(events.clone()).bytes).await.unwrap();
+    let wanted = Rows::from_sorted([0, 7, 8, 1_500, 2_999]);
+    let found = segment.read(0, &wanted, ColumnSet::ALL).await.unwrap();
+    let expected: Vec<Event> = wanted.iter().map(|row| events[row].clone()).collect();
+    assert_eq!(found, expected);
+
+    let times = segment.read(0, &wanted, ColumnSet::TIME | ColumnSet::KEY).await.unwrap();
+    for (partial, whole) in times.iter().zip(&expected) {
+        assert_eq!((partial.time, &partial.key), (whole.time, &whole.key));
+        assert_eq!(partial.id, "", "what was not asked for stays blank");
+    }
+}
+
+#[tokio::test]
+async fn pages_and_bloom_filters_narrow_the_rows() {
+    let segment = opened(sealed((1..=5_000).map(event)).bytes).await.unwrap();
+    let at = Timestamp::from_secs(1_700_000_000 + 2_500);
+    let rows = segment.rows_in_pages(0, PrunedBy::Time, &|page| match page {
+        PageBounds::Time(min, max) => min <= at && at <= max,
+        _ => panic!("time pages have times"),
+    });
+    assert!(rows.touches(&(2_499..2_500)) && rows.len() < 2_000, "{rows:?}");
+
+    let sought = ["id-17", "nobody"].map(str::to_owned).into();
+    let held = segment.maybe_holds(0, PrunedBy::Id, &sought).await.unwrap();
+    assert!(held.contains("id-17"));
+    assert!(!held.contains("nobody"));
+}
+
+#[tokio::test]
+async fn batches_cover_the_rows_once_and_hold_to_their_bound() {
+    let segment = opened(sealed((1..=3_000).map(event)).bytes).await.unwrap();
+    let rows = Rows::from_sorted((0..3_000).filter(|row| row % 3 != 0));
+    let batches = segment.batches(0, &rows, 300_000);
+    assert!(batches.len() >= 7, "{} batches of 2.1 MB", batches.len());
+    let together: Vec<usize> = batches.iter().flat_map(Rows::iter).collect();
+    assert_eq!(together, rows.iter().collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn bodies_of_nothing_and_of_16_mib_are_kept() {
+    let mut events = [event(1), event(2), event(3)];
+    events[0].message.body = Bytes::new();
+    events[1].message.body = vec![7; 16 * 1024 * 1024].into();
+    let segment = opened(sealed(events.clone()).bytes).await.unwrap();
+    assert_eq!(all_events(&segment).await.unwrap(), events);
+}
+
+#[tokio::test]
+async fn a_routing_key_that_is_not_text_is_kept() {
+    let mut odd = event(1);
+    odd.message.routing_key = ShortStr::new(vec![0xff; 255]).unwrap();
+    let segment = opened(sealed([odd.clone()]).bytes).await.unwrap();
+    assert_eq!(all_events(&segment).await.unwrap(), [odd]);
+}
+
+#[tokio::test]
+async fn what_is_no_segment_is_refused_by_name() {
+    let whole = sealed((1..=50).map(event)).bytes;
+    for (bytes, expected) in [
+        (Bytes::new(), "it is empty"),
+        (Bytes::from_static(b"hello, this is a text file"), "no readable Parquet"),
+        (whole.slice(..whole.len() / 2), "no readable Parquet"),
+        (whole.slice(..whole.len() - 1), "no readable Parquet"),
+    ] {
+        let error = opened(bytes).await.unwrap_err().to_string();
+        assert!(error.contains(expected) && error.contains("x.parquet"), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_newer_format_is_refused_with_the_next_step() {
+    let sealed = sealed([event(1)]);
+    let mut bytes = sealed.bytes.to_vec();
+    let place = bytes.windows(13).rposition(|window| window == b"dacapo.format").unwrap();
+    assert_eq!(bytes[place + 15], b'1');
+    bytes[place + 15] = b'9';
+    let error = opened(bytes.into()).await.unwrap_err().to_string();
+    assert!(
+        error.ends_with("has format version 9, this dacapo reads up to 1; use a newer dacapo"),
+        "{error}"
+    );
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
+
+    /// A flipped byte is an error or makes no difference to what is read; never other events.
+    #[test]
+    fn a_flipped_byte_never_becomes_another_event(place in any::<prop::sample::Index>(), flip in 1u8..) {
+        let events: Vec<Event> = (1..=40).map(event).collect();
+        let sealed = sealed(events.clone());
+        let mut bytes = sealed.bytes.to_vec();
+        let at = place.index(bytes.len());
+        bytes[at] ^= flip;
+        prop_assert_ne!(footer::digest_of(&bytes), Some(sealed.summary.digest));
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(async {
+            if let Ok(segment) = opened(bytes.into()).await
+                && let Ok(read) = all_events(&segment).await
+            {
+                assert_eq!(read, events, "byte {at}");
+            }
+        });
+    }
+}

@@ -1,0 +1,149 @@
+//! Every kind of damage is found and named.
+
+use dacapo_event::{Event, Message, Timestamp};
+
+use super::*;
+use crate::store::memory::MemoryStore;
+use crate::{SegmentBuilder, StreamWriter};
+
+fn clock() -> Timestamp {
+    Timestamp::from_secs(1_800_000_000)
+}
+
+/// An archive of one stream with `segments` segments of two events.
+async fn archive(segments: u64) -> Arc<dyn Store> {
+    let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
+    extend(&store, segments).await;
+    store
+}
+
+async fn extend(store: &Arc<dyn Store>, segments: u64) {
+    let name: StreamName = "shop".parse().unwrap();
+    let mut writer = StreamWriter::open(Arc::clone(store), name.clone(), clock).await.unwrap();
+    for _ in 0..segments {
+        let mut builder = SegmentBuilder::new(name.clone(), writer.next());
+        for _ in 0..2 {
+            let sequence = builder.next();
+            let event = Event {
+                sequence,
+                archived_at: clock(),
+                time: clock(),
+                id: format!("e{sequence}"),
+                kind: "t".to_owned(),
+                key: None,
+                message: Message { body: format!("body {sequence}").into(), ..Message::default() },
+            };
+            builder.push(event).unwrap();
+        }
+        let sealed = builder.seal(writer.tip(), clock(), None).unwrap();
+        writer.append(&sealed).await.unwrap();
+    }
+}
+
+async fn problems(store: &Arc<dyn Store>, expected: &[Head]) -> Vec<String> {
+    let report = verify(Arc::clone(store), expected, |_| {}).await.unwrap();
+    report.problems.iter().map(|finding| format!("{}: {}", finding.key, finding.problem)).collect()
+}
+
+async fn keys(store: &Arc<dyn Store>, prefix: &str) -> Vec<ObjectKey> {
+    let objects = chain::list_all(&**store, prefix, None).await.unwrap();
+    objects.into_iter().map(|object| object.key).collect()
+}
+
+async fn change(store: &Arc<dyn Store>, key: &ObjectKey, change: impl FnOnce(&mut Vec<u8>)) {
+    let mut bytes = store.get(key, ByteRange::Full).await.unwrap().to_vec();
+    change(&mut bytes);
+    store.replace(key, bytes.into()).await.unwrap();
+}
+
+#[track_caller]
+fn check(found: &[String], key: &ObjectKey, problem: &str) {
+    let named = found.iter().any(|line| line.contains(key.as_str()) && line.contains(problem));
+    assert!(named, "`{problem}` of {key} is not in {found:#?}");
+}
+
+#[tokio::test]
+async fn a_sound_archive_has_no_problem() {
+    let store = archive(4).await;
+    let report = verify(Arc::clone(&store), &[], |_| {}).await.unwrap();
+    assert_eq!((report.streams, report.segments, report.events), (1, 4, 8));
+    assert_eq!((report.problems, report.notes), (vec![], vec![]));
+    assert!(problems(&store, &report.heads).await.is_empty());
+}
+
+#[tokio::test]
+async fn an_empty_archive_is_sound() {
+    assert!(problems(&archive(0).await, &[]).await.is_empty());
+}
+
+#[tokio::test]
+async fn a_flipped_byte_a_cut_and_a_removal_are_named() {
+    let store = archive(4).await;
+    let segments = keys(&store, "segments/").await;
+    change(&store, &segments[0], |bytes| bytes[100] ^= 1).await;
+    change(&store, &segments[1], |bytes| bytes.truncate(bytes.len() - 10)).await;
+    store.delete(&segments[2]).await.unwrap();
+    let found = problems(&store, &[]).await;
+    assert_eq!(found.len(), 3, "{found:#?}");
+    check(&found, &segments[0], "digest differs");
+    check(&found, &segments[1], "was written with");
+    check(&found, &segments[2], "is missing");
+}
+
+#[tokio::test]
+async fn two_segments_swapped_are_both_named() {
+    let store = archive(3).await;
+    let segments = keys(&store, "segments/").await;
+    let a = store.get(&segments[0], ByteRange::Full).await.unwrap();
+    let b = store.get(&segments[1], ByteRange::Full).await.unwrap();
+    store.replace(&segments[0], b).await.unwrap();
+    store.replace(&segments[1], a).await.unwrap();
+    let found = problems(&store, &[]).await;
+    assert!(found.iter().any(|line| line.contains(segments[0].as_str())), "{found:#?}");
+    assert!(found.iter().any(|line| line.contains(segments[1].as_str())), "{found:#?}");
+}
+
+#[tokio::test]
+async fn a_gap_in_the_chain_is_named_with_its_sequences() {
+    let store = archive(4).await;
+    store.delete(&keys(&store, "chain/").await[1]).await.unwrap();
+    let segments = keys(&store, "segments/").await;
+    check(&problems(&store, &[]).await, &segments[2], "sequences 3 to 4 before it are missing");
+}
+
+#[tokio::test]
+async fn a_tail_rolled_back_shows_against_the_head() {
+    let store = archive(4).await;
+    for prefix in ["segments/", "chain/"] {
+        store.delete(keys(&store, prefix).await.last().unwrap()).await.unwrap();
+    }
+    let head = keys(&store, "heads/").await.remove(0);
+    check(&problems(&store, &[]).await, &head, "the chain ends at 6: the tail is gone");
+}
+
+#[tokio::test]
+async fn a_rollback_of_tail_and_head_shows_against_a_kept_copy() {
+    let store = archive(2).await;
+    let head = keys(&store, "heads/").await.remove(0);
+    let early = store.get(&head, ByteRange::Full).await.unwrap();
+    extend(&store, 1).await;
+    let kept = verify(Arc::clone(&store), &[], |_| {}).await.unwrap().heads;
+    for prefix in ["segments/", "chain/"] {
+        store.delete(keys(&store, prefix).await.last().unwrap()).await.unwrap();
+    }
+    store.replace(&head, early).await.unwrap();
+    assert!(problems(&store, &[]).await.is_empty(), "on its own it looks sound");
+    check(&problems(&store, &kept).await, &head, "rolled back");
+}
+
+#[tokio::test]
+async fn unreadable_small_objects_are_named() {
+    let store = archive(3).await;
+    let entry = keys(&store, "chain/").await.remove(1);
+    let head = keys(&store, "heads/").await.remove(0);
+    change(&store, &entry, |bytes| bytes.truncate(20)).await;
+    change(&store, &head, |bytes| bytes[0] = b'x').await;
+    let found = problems(&store, &[]).await;
+    check(&found, &entry, "EOF");
+    check(&found, &head, "expected");
+}
