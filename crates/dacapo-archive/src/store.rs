@@ -4,8 +4,8 @@
 //! All pass one suite, [`conformance`]. Limits and counting are wrappers
 //! ([`metered::Metered`]), not flags inside.
 //!
-//! Invariant: [`Store::put_new`] is write-once. Two writers of one key never both
-//! see [`Put::Created`], and nobody ever reads a part of an object.
+//! Invariant: [`Store::put_new`] is write-once. Two writers of different bytes to one key never
+//! both see [`Put::Created`], and nobody ever reads a part of an object.
 
 use std::fmt;
 use std::str::FromStr;
@@ -59,7 +59,7 @@ pub struct ListPage {
 pub enum Put {
     /// The object is durable and it is this one.
     Created,
-    /// The key was taken; what is there was not touched and may or may not be the same bytes.
+    /// The key was taken by other bytes; what is there was not touched.
     Exists,
 }
 
@@ -72,8 +72,8 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// Creates the object if the key is free; when it returns `Created` the object is durable
     /// (file: synced with its directory entry; S3: acknowledged).
     ///
-    /// An implementation retries an unclear attempt; if the key is then taken it reads it back and
-    /// reports `Created` when the bytes are `bytes`.
+    /// A taken key is read back, and it is `Created` when the bytes are `bytes`: so a put whose
+    /// outcome was unclear can be tried again, by the implementation and by the caller.
     async fn put_new(&self, key: &ObjectKey, bytes: Bytes) -> Result<Put, StoreError>;
 
     /// Creates or replaces the object atomically and durably. The last writer wins.
@@ -119,7 +119,9 @@ pub enum StoreError {
         hint: String,
     },
     /// The credentials do not allow it.
-    #[error("access to `{key}` in {location} was refused ({reason}); check the credentials and the policy")]
+    #[error(
+        "access to `{key}` in {location} was refused ({reason}); check the credentials and the policy"
+    )]
     Denied {
         /// The object, or the prefix of a listing.
         key: String,
@@ -129,7 +131,9 @@ pub enum StoreError {
         reason: String,
     },
     /// The object lies in cold storage and must be restored before it can be read.
-    #[error("`{key}` in {location} is in cold storage ({class}); restore it (for example `aws s3api restore-object`) and try again")]
+    #[error(
+        "`{key}` in {location} is in cold storage ({class}); restore it (for example `aws s3api restore-object`) and try again"
+    )]
     Cold {
         /// The object.
         key: String,
@@ -188,7 +192,10 @@ impl FromStr for ObjectKey {
         if sound {
             Ok(ObjectKey(text.to_owned()))
         } else {
-            Err(ParseError::new(text, "an object key (relative, `/`-separated, no empty, `.` or `..` part)"))
+            Err(ParseError::new(
+                text,
+                "an object key (relative, `/`-separated, no empty, `.` or `..` part)",
+            ))
         }
     }
 }
