@@ -47,7 +47,9 @@ pub trait Sink: Send {
     /// Cancel-safe: a dropped call loses no outcome. Pends for ever if nothing is unanswered.
     async fn outcomes(&mut self) -> Result<Vec<Outcome>, BusError>;
 
-    /// Asks how the target is. Cheap enough for a few times a second.
+    /// Asks how the target is. Cheap enough for ten times a second.
+    ///
+    /// Cancel-safe, and never waits for a bus that is blocked: that is what it has to report.
     async fn state(&mut self) -> Result<TargetState, BusError>;
 
     /// Returns the outcomes that are left to come, then closes the connection in order.
