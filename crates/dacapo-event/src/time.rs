@@ -18,8 +18,8 @@ impl Timestamp {
     pub const EPOCH: Timestamp = Timestamp(0);
     /// 0001-01-01T00:00:00Z, the earliest that RFC 3339 and the readers of Parquet agree on.
     pub const MIN: Timestamp = Timestamp(-62_135_596_800_000_000);
-    /// 9999-12-30, the latest that can be shown.
-    pub const MAX: Timestamp = Timestamp(253_402_207_200_999_999);
+    /// 9999-12-30T22:00:00Z, the latest that can be shown.
+    pub const MAX: Timestamp = Timestamp(253_402_207_200_000_000);
 
     /// Returns the moment this many microseconds after 1970, held within [`Timestamp::MIN`] and
     /// [`Timestamp::MAX`]: publishers write nonsense, and every time must be showable.
