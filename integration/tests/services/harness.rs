@@ -1,0 +1,60 @@
+//! The harness keeps its own promises: a private broker and S3 server can be taken away and come
+//! back with what they had.
+
+use std::time::Duration;
+
+use dacapo_integration::folder::RunFolder;
+use dacapo_integration::rabbit::Rabbit;
+use dacapo_integration::seaweed::Seaweed;
+use serde_json::{Value, json};
+
+use super::dacapo::Dacapo;
+use super::witness;
+
+#[test]
+fn a_private_broker_comes_back_from_a_kill_with_its_messages() {
+    let folder = RunFolder::create().unwrap();
+    let mut rabbit = Rabbit::start(&folder.path().join("rabbit")).unwrap();
+    let ask =
+        |rabbit: &Rabbit, operations: &[Value]| witness::raw_amqp(&rabbit.amqp_url(), operations);
+    let persistent = json!({ "delivery_mode": 2 });
+    let before = ask(
+        &rabbit,
+        &[
+            json!({ "op": "declare_queue", "queue": "q" }),
+            json!({ "op": "publish", "routing_key": "q", "properties": persistent, "body": "kept" }),
+        ],
+    )
+    .unwrap();
+    assert_eq!(before[1], json!({ "outcome": "ack", "returned": null }));
+
+    rabbit.kill().unwrap();
+    assert!(ask(&rabbit, &[]).is_err(), "it is still there");
+    rabbit.start_again().unwrap();
+    let after = ask(&rabbit, &[json!({ "op": "get", "queue": "q" })]).unwrap();
+    assert_eq!(after[0]["messages"][0]["body"], "kept");
+
+    rabbit.stop().unwrap();
+    rabbit.start_again().unwrap();
+    assert!(rabbit.ctl(&["list_queues", "name"]).unwrap().contains('q'));
+}
+
+#[test]
+fn a_private_s3_server_comes_back_from_a_kill() {
+    let folder = RunFolder::create().unwrap();
+    let mut seaweed = Seaweed::start(&folder.path().join("seaweed")).unwrap();
+    seaweed.kill().unwrap();
+    seaweed.start_again().unwrap();
+}
+
+#[test]
+fn a_command_is_watched_line_by_line_to_its_end() {
+    const DEADLINE: Duration = Duration::from_secs(60);
+    let dacapo = Dacapo::new();
+    let running = dacapo.spawn(["completions", "bash"]);
+    assert!(running.wait_for_line("dacapo", DEADLINE).contains("dacapo"));
+    let output = running.wait(DEADLINE);
+    output.check(0);
+    assert_eq!(output.stdout.as_bytes(), output.stdout_bytes);
+    assert_eq!(output.stderr, "");
+}

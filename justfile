@@ -1,0 +1,33 @@
+# `just` lists what there is. Recipes call what CI calls.
+
+_default:
+    @just --list
+
+# Whether it compiles, cheaply
+check:
+    cargo check --workspace --all-targets --all-features
+
+# Every test, against real servers that it installs and starts
+test *ARGS:
+    ./integration/test {{ ARGS }}
+
+# The gate, as CI runs it
+ci:
+    ./.ci/run
+
+# The whole story on this machine, nothing to install
+demo *ARGS:
+    cargo run --release -- demo {{ ARGS }}
+
+# Writes the Rust code of schemas/*.proto
+schemas:
+    DACAPO_WRITE_GENERATED=1 cargo test -p dacapo-integration --no-default-features --test workspace generated
+
+# Writes formatting
+fmt:
+    cargo fmt --all
+
+# A shell with private servers running; their addresses are in its environment
+servers:
+    cargo build -p dacapo-integration --no-default-features --bin servers
+    target/debug/servers bash
