@@ -1,1 +1,37 @@
-//! Placeholder.
+//! RabbitMQ behind the seams of `dacapo-bus`; the only crate that knows lapin.
+//!
+//! | module | is |
+//! |---|---|
+//! | [`uri`](AmqpUrl), [`Broker`] | where and as whom to connect; no password is ever shown |
+//! | [`AmqpConnect`] | the `Sink`: publishes through lapin, with confirms and `mandatory` |
+//! | [`AmqpSubscribe`] | the `Source`: the archiver's queue and its parking queue |
+//! | [`inspect()`], [`blind_spots`] | what a plan or an archiver must know before it starts |
+//! | `wire` | a small consumer of our own |
+//!
+//! Publishing, declaring and inspecting go through lapin. Deliveries do not: AMQP says that short
+//! strings are UTF-8, RabbitMQ does not check, and lapin closes the connection on one that is
+//! not, with the whole prefetch unread, for ever again. `wire` takes bytes as they are and
+//! bounds the nesting of tables, so no message can stop the archive.
+//!
+//! Invariants: a returned (unroutable) message is never reported as confirmed; a message that
+//! cannot be read as text or as a table is still delivered, with its bytes.
+
+mod connect;
+mod convert;
+mod error;
+mod inspect;
+mod parked;
+mod sink;
+mod source;
+mod target;
+mod topology;
+mod uri;
+mod wire;
+
+pub use connect::{Broker, ClientIdentity, Tls};
+pub use inspect::{TargetFacts, inspect};
+pub use sink::AmqpConnect;
+pub use source::AmqpSubscribe;
+pub use target::{AmqpTarget, Via};
+pub use topology::{Binding, BlindSpot, blind_spots, parked_queue};
+pub use uri::AmqpUrl;

@@ -1,0 +1,136 @@
+//! Connecting through lapin: TLS, heartbeat, the name shown in the broker's lists, and a deadline
+//! on each wait.
+
+use std::fmt;
+use std::time::Duration;
+
+use dacapo_bus::BusError;
+use lapin::tcp::{OwnedIdentity, OwnedTLSConfig};
+use lapin::types::LongString;
+use lapin::{Channel, Connection, ConnectionProperties};
+
+use crate::AmqpUrl;
+use crate::error::{Doing, from_lapin, lost};
+
+/// How long a broker may take to accept a connection: past a TLS handshake over a slow link, and
+/// short of a person's patience.
+pub(crate) const CONNECT_DEADLINE: Duration = Duration::from_secs(15);
+
+/// How long a broker may take to answer a request on an open connection; a quorum queue that has
+/// just lost its leader takes some seconds.
+pub(crate) const ANSWER_DEADLINE: Duration = Duration::from_secs(30);
+
+/// How long an orderly end may take; past it the connection is dropped, which the broker
+/// notices too.
+pub(crate) const CLOSE_DEADLINE: Duration = Duration::from_secs(5);
+
+/// A broker, and everything needed to connect to it.
+#[derive(Debug, Clone)]
+pub struct Broker {
+    /// Where it is, and the account.
+    pub url: AmqpUrl,
+    /// Certificates for `amqps://`.
+    pub tls: Tls,
+    /// The name of the connection in the broker's lists, for example `dacapo replay 0193`.
+    pub client_name: String,
+}
+
+/// Certificates for TLS, in PEM form; with none of them the system's authorities are trusted and
+/// no certificate is shown.
+#[derive(Debug, Clone, Default)]
+pub struct Tls {
+    /// Authorities to trust besides the system's.
+    pub authorities: Option<String>,
+    /// What to show a broker that asks for a client certificate.
+    pub identity: Option<ClientIdentity>,
+}
+
+/// A client certificate with its key, in PEM form. `Debug` leaves the key out.
+#[derive(Clone)]
+pub struct ClientIdentity {
+    /// The certificate, and those between it and the authority.
+    pub certificates: String,
+    /// The private key.
+    pub key: String,
+}
+
+impl fmt::Debug for ClientIdentity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ClientIdentity").finish_non_exhaustive()
+    }
+}
+
+impl Tls {
+    pub(crate) fn to_lapin(&self) -> OwnedTLSConfig {
+        OwnedTLSConfig {
+            identity: self.identity.as_ref().map(|identity| OwnedIdentity::PKCS8 {
+                pem: identity.certificates.clone().into_bytes(),
+                key: identity.key.clone().into_bytes(),
+            }),
+            cert_chain: self.authorities.clone(),
+        }
+    }
+}
+
+impl Broker {
+    /// Returns host, port and virtual host for messages.
+    pub(crate) fn peer(&self) -> String {
+        self.url.peer()
+    }
+
+    /// Opens a connection.
+    pub(crate) async fn connect(&self) -> Result<Session, BusError> {
+        let peer = self.peer();
+        let properties = ConnectionProperties::default()
+            .with_connection_name(LongString::from(self.client_name.as_str()))
+            .with_client_property("product".into(), "dacapo".into());
+        let runtime = lapin::runtime::default_runtime()
+            .map_err(|error| from_lapin(&peer, &error, Doing::Connecting))?;
+        let connecting = Connection::connect_uri_with_config(
+            self.url.to_lapin(),
+            properties,
+            self.tls.to_lapin(),
+            runtime,
+        );
+        let connection = tokio::time::timeout(CONNECT_DEADLINE, connecting)
+            .await
+            .map_err(|_| lost(&peer, format!("no answer within {CONNECT_DEADLINE:?}")))?
+            .map_err(|error| from_lapin(&peer, &error, Doing::Connecting))?;
+        Ok(Session { connection, peer })
+    }
+}
+
+/// An open connection, with its name for messages.
+pub(crate) struct Session {
+    pub(crate) connection: Connection,
+    pub(crate) peer: String,
+}
+
+impl Session {
+    /// Opens a channel.
+    pub(crate) async fn channel(&self) -> Result<Channel, BusError> {
+        self.ask(Doing::Connecting, self.connection.create_channel()).await
+    }
+
+    /// Waits for the broker's answer with a deadline.
+    pub(crate) async fn ask<T>(
+        &self,
+        doing: Doing,
+        request: impl Future<Output = lapin::Result<T>>,
+    ) -> Result<T, BusError> {
+        tokio::time::timeout(ANSWER_DEADLINE, request)
+            .await
+            .map_err(|_| lost(&self.peer, format!("no answer within {ANSWER_DEADLINE:?}")))?
+            .map_err(|error| from_lapin(&self.peer, &error, doing))
+    }
+
+    /// Closes in order; a broker that does not answer in time finds the connection dropped.
+    pub(crate) async fn close(&self) {
+        let closing = self.connection.close(200, "done".into());
+        match tokio::time::timeout(CLOSE_DEADLINE, closing).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::debug!(peer = self.peer, %error, "not closed in order"),
+            Err(_) => tracing::debug!(peer = self.peer, "close was not answered"),
+        }
+    }
+}

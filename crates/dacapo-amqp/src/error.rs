@@ -1,0 +1,139 @@
+//! What the broker and the client library say, by what the caller can do about it.
+
+use std::io;
+
+use dacapo_bus::BusError;
+use lapin::ErrorKind;
+
+/// What was asked of the broker, which decides what its refusal means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Doing {
+    /// Opening a connection or channel.
+    Connecting,
+    /// Declaring or looking up a queue, exchange or binding.
+    Declaring,
+    /// Consuming.
+    Consuming,
+    /// Publishing.
+    Publishing,
+}
+
+pub(crate) fn lost(peer: &str, reason: impl Into<String>) -> BusError {
+    BusError::Disconnected { peer: peer.to_owned(), reason: reason.into() }
+}
+
+/// Returns what an error of lapin means.
+pub(crate) fn from_lapin(peer: &str, error: &lapin::Error, doing: Doing) -> BusError {
+    match error.kind() {
+        ErrorKind::ProtocolError(said) => {
+            from_close(peer, said.get_id(), said.get_message().as_str(), doing)
+        }
+        ErrorKind::IOError(io) => from_io(peer, io),
+        _ => lost(peer, error.to_string()),
+    }
+}
+
+/// Returns what an I/O error means: rustls reports every refusal as invalid data, and it would
+/// refuse again.
+pub(crate) fn from_io(peer: &str, error: &io::Error) -> BusError {
+    if error.kind() != io::ErrorKind::InvalidData {
+        return lost(peer, error.to_string());
+    }
+    let reason = format!("TLS: {error}");
+    let hint = if reason.contains("invalid peer certificate") {
+        "trust its authority with a CA file, or use the host name that is in its certificate"
+    } else if reason.contains("CertificateRequired") || reason.contains("HandshakeFailure") {
+        "the broker asks for a client certificate: give one with its key"
+    } else {
+        "check that the port speaks TLS and that the certificate and key files are PEM and belong together"
+    };
+    refused(peer, reason, hint)
+}
+
+/// Returns what the broker's close of a connection or channel means.
+///
+/// The codes are those of the AMQP 0-9-1 specification, section 1.2, as RabbitMQ uses them.
+pub(crate) fn from_close(peer: &str, code: u16, text: &str, doing: Doing) -> BusError {
+    match code {
+        403 if doing == Doing::Connecting => refused(
+            peer,
+            text,
+            "check the user name and the password, and that this user may connect from this machine",
+        ),
+        403 => refused(
+            peer,
+            text,
+            "give the user the permission it lacks (`rabbitmqctl set_permissions`), or use another user",
+        ),
+        404 => BusError::NotFound {
+            thing: missing(text),
+            peer: peer.to_owned(),
+            hint: "create it first, or check the name and the virtual host".to_owned(),
+        },
+        405 => refused(peer, text, "another connection holds it; end that one first"),
+        406 if doing == Doing::Publishing => BusError::Unsendable { reason: text.to_owned() },
+        406 => refused(
+            peer,
+            text,
+            "it exists with other settings: delete it once it is empty, or use another name",
+        ),
+        530 => refused(
+            peer,
+            text,
+            "check the virtual host in the URL (`/` is written `%2f`) and the user's access to it",
+        ),
+        // Errors of syntax or of order, which a repeat would meet again.
+        501 | 502 | 503 | 504 | 505 | 540 => {
+            refused(peer, text, "RabbitMQ 3.10 or newer is needed; its log says more")
+        }
+        _ => lost(peer, format!("{code} {text}")),
+    }
+}
+
+pub(crate) fn refused(peer: &str, reason: impl Into<String>, hint: &str) -> BusError {
+    BusError::Refused { peer: peer.to_owned(), reason: reason.into(), hint: hint.to_owned() }
+}
+
+/// Returns the thing that RabbitMQ misses, from `NOT_FOUND - no queue 'x' in vhost '/'`.
+fn missing(text: &str) -> String {
+    ["queue", "exchange"]
+        .iter()
+        .find_map(|kind| {
+            let after = text.split_once(&format!("no {kind} '"))?.1;
+            let name = after.rsplit_once("' in vhost")?.0;
+            Some(format!("{kind} `{name}`"))
+        })
+        .unwrap_or_else(|| text.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_missing_is_named_and_so_is_the_next_step() {
+        let said = "NOT_FOUND - no queue 'o'rders' in vhost '/'";
+        assert_eq!(
+            from_close("h:5672/%2f", 404, said, Doing::Declaring).to_string(),
+            "queue `o'rders` does not exist on h:5672/%2f; \
+             create it first, or check the name and the virtual host"
+        );
+    }
+
+    #[test]
+    fn only_what_a_new_connection_can_cure_is_transient() {
+        for (code, doing, transient) in [
+            (320, Doing::Consuming, true),
+            (541, Doing::Publishing, true),
+            (403, Doing::Connecting, false),
+            (404, Doing::Publishing, false),
+            (406, Doing::Publishing, false),
+            (406, Doing::Declaring, false),
+            (501, Doing::Publishing, false),
+            (530, Doing::Connecting, false),
+        ] {
+            let error = from_close("h", code, "text", doing);
+            assert_eq!(error.is_transient(), transient, "{code} {doing:?}");
+        }
+    }
+}

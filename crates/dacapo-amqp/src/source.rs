@@ -1,0 +1,149 @@
+//! The archiver's source: its queue and parking queue, consumed as they are.
+
+use std::num::NonZeroU16;
+
+use async_trait::async_trait;
+use dacapo_bus::{BusError, Delivery, DeliveryTag, Source, Subscribe};
+use tokio::sync::oneshot;
+
+use crate::Broker;
+use crate::connect::ANSWER_DEADLINE;
+use crate::error::lost;
+use crate::topology::{self, Binding};
+use crate::wire::{self, Consumer, Order};
+
+/// Opens sources on one queue and its parking queue, declaring both and the bindings.
+///
+/// Both are quorum queues with one active consumer, so a second source is a hot standby. What
+/// expires in the first or is taken out by a policy is dead-lettered into the second, and comes
+/// out of the same source with everything as it was published.
+#[derive(Debug, Clone)]
+pub struct AmqpSubscribe {
+    /// The broker.
+    pub broker: Broker,
+    /// The archiver's own queue.
+    pub queue: String,
+    /// What is bound to it; bindings that are there already stay.
+    pub bindings: Vec<Binding>,
+    /// How many messages of each queue may be delivered and not acked. All of them may be in
+    /// memory at once.
+    pub prefetch: NonZeroU16,
+}
+
+#[async_trait]
+impl Subscribe for AmqpSubscribe {
+    async fn open(&self) -> Result<Box<dyn Source>, BusError> {
+        let queues = topology::declare(&self.broker, &self.queue, &self.bindings).await?;
+        let consumer = wire::start(self.broker.clone(), queues, self.prefetch).await?;
+        Ok(Box::new(AmqpSource { consumer, delivered: 0, acked: 0, end: End::NotYet }))
+    }
+}
+
+struct AmqpSource {
+    consumer: Consumer,
+    /// The last delivery handed out.
+    delivered: DeliveryTag,
+    /// The last delivery acked.
+    acked: DeliveryTag,
+    end: End,
+}
+
+/// How the connection ended, as far as it was told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    NotYet,
+    InOrder,
+    Lost,
+}
+
+#[async_trait]
+impl Source for AmqpSource {
+    async fn next(&mut self) -> Result<Option<Delivery>, BusError> {
+        match self.end {
+            End::NotYet => {}
+            End::InOrder => return Ok(None),
+            End::Lost => return Err(lost(&self.consumer.peer, "it was lost before")),
+        }
+        let delivery = tokio::select! {
+            biased;
+            // First: what waits from a connection that is gone cannot be acked and comes again.
+            end = &mut self.consumer.ended => Err(end),
+            delivery = self.consumer.deliveries.recv() => match delivery {
+                Some(delivery) => Ok(delivery),
+                None => Err((&mut self.consumer.ended).await),
+            },
+        };
+        match delivery {
+            Ok(delivery) => {
+                self.delivered = delivery.tag;
+                Ok(Some(delivery))
+            }
+            Err(end) => self.ended(end).map(|()| None),
+        }
+    }
+
+    async fn ack(&mut self, tag: DeliveryTag) -> Result<(), BusError> {
+        // To the broker, 0 means all there is, a tag acked before is an error, and one not
+        // handed out yet would lose that message.
+        let tag = tag.min(self.delivered);
+        if tag <= self.acked {
+            return Ok(());
+        }
+        self.ask(|done| Order::Ack(tag, done)).await?;
+        self.acked = tag;
+        Ok(())
+    }
+
+    async fn depth(&mut self) -> Result<u64, BusError> {
+        self.ask(Order::Depth).await
+    }
+
+    async fn close(&mut self) -> Result<(), BusError> {
+        // If the order cannot be given, the connection has ended already and says how.
+        if self.end == End::NotYet {
+            let ordered = self.consumer.orders.send(Order::Close).await;
+            tracing::trace!(ordered = ordered.is_ok(), "closing the consumer");
+            let end = (&mut self.consumer.ended).await;
+            return self.ended(end);
+        }
+        Ok(())
+    }
+}
+
+impl AmqpSource {
+    /// Gives an order and waits for its answer.
+    async fn ask<T>(
+        &mut self,
+        order: impl FnOnce(oneshot::Sender<T>) -> Order,
+    ) -> Result<T, BusError> {
+        if self.end != End::NotYet {
+            return Err(lost(&self.consumer.peer, "it is closed"));
+        }
+        let (reply, answer) = oneshot::channel();
+        let asking = async {
+            self.consumer.orders.send(order(reply)).await.ok()?;
+            answer.await.ok()
+        };
+        match tokio::time::timeout(ANSWER_DEADLINE, asking).await {
+            Ok(Some(answer)) => Ok(answer),
+            // The connection's thread has ended, and says why.
+            Ok(None) => {
+                let end = (&mut self.consumer.ended).await;
+                self.ended(end)?;
+                Err(lost(&self.consumer.peer, "it is closed"))
+            }
+            Err(_) => {
+                Err(lost(&self.consumer.peer, format!("no answer within {ANSWER_DEADLINE:?}")))
+            }
+        }
+    }
+
+    fn ended(
+        &mut self,
+        end: Result<Result<(), BusError>, oneshot::error::RecvError>,
+    ) -> Result<(), BusError> {
+        let end = end.unwrap_or_else(|_| Err(lost(&self.consumer.peer, "its thread ended")));
+        self.end = if end.is_ok() { End::InOrder } else { End::Lost };
+        end
+    }
+}

@@ -1,0 +1,285 @@
+//! One connection: the handshake, then frames in and out.
+
+use std::pin::Pin;
+use std::time::Duration;
+
+use bytes::{Buf, BufMut, Bytes};
+use dacapo_bus::BusError;
+use dacapo_event::{FieldTable, FieldValue, ShortStr};
+use futures::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use lapin::tcp::AMQPUriTcpExt;
+use tokio::time::Instant;
+
+use super::Malformed;
+use super::frame::{
+    FRAME_BYTES_MAX, Frame, HEARTBEAT, Inbox, METHOD, Outbox, put_long, put_short, take_long,
+    take_short,
+};
+use super::table;
+use crate::Broker;
+use crate::connect::{CLOSE_DEADLINE, CONNECT_DEADLINE};
+use crate::error::{Doing, from_close, from_io, from_lapin, lost};
+
+/// Method numbers, as (class, method): AMQP 0-9-1 specification, section 1.4.
+pub(crate) mod methods {
+    pub(crate) const CONNECTION_START: (u16, u16) = (10, 10);
+    pub(crate) const CONNECTION_START_OK: (u16, u16) = (10, 11);
+    pub(crate) const CONNECTION_TUNE: (u16, u16) = (10, 30);
+    pub(crate) const CONNECTION_TUNE_OK: (u16, u16) = (10, 31);
+    pub(crate) const CONNECTION_OPEN: (u16, u16) = (10, 40);
+    pub(crate) const CONNECTION_OPEN_OK: (u16, u16) = (10, 41);
+    pub(crate) const CONNECTION_CLOSE: (u16, u16) = (10, 50);
+    pub(crate) const CONNECTION_CLOSE_OK: (u16, u16) = (10, 51);
+    pub(crate) const CHANNEL_OPEN: (u16, u16) = (20, 10);
+    pub(crate) const CHANNEL_OPEN_OK: (u16, u16) = (20, 11);
+    pub(crate) const CHANNEL_CLOSE: (u16, u16) = (20, 40);
+    pub(crate) const QUEUE_DECLARE: (u16, u16) = (50, 10);
+    pub(crate) const QUEUE_DECLARE_OK: (u16, u16) = (50, 11);
+    pub(crate) const BASIC_QOS: (u16, u16) = (60, 10);
+    pub(crate) const BASIC_QOS_OK: (u16, u16) = (60, 11);
+    pub(crate) const BASIC_CONSUME: (u16, u16) = (60, 20);
+    pub(crate) const BASIC_CONSUME_OK: (u16, u16) = (60, 21);
+    pub(crate) const BASIC_CANCEL: (u16, u16) = (60, 30);
+    pub(crate) const BASIC_DELIVER: (u16, u16) = (60, 60);
+    pub(crate) const BASIC_ACK: (u16, u16) = (60, 80);
+}
+
+const PROTOCOL_HEADER: &[u8] = b"AMQP\x00\x00\x09\x01";
+
+/// What a broker says it is.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Product {
+    /// For example `RabbitMQ`.
+    pub(crate) name: String,
+    /// For example `3.10.8`.
+    pub(crate) version: String,
+}
+
+/// An open connection.
+pub(crate) struct Link {
+    stream: Pin<Box<dyn Duplex>>,
+    inbox: Inbox,
+    pub(crate) outbox: Outbox,
+    pub(crate) peer: String,
+    pub(crate) product: Product,
+    /// The agreed time between heartbeats.
+    pub(crate) heartbeat: Duration,
+    /// When bytes last came.
+    pub(crate) heard_at: Instant,
+}
+
+trait Duplex: AsyncRead + AsyncWrite + Send {}
+impl<T: AsyncRead + AsyncWrite + Send> Duplex for T {}
+
+/// A method frame's number and arguments.
+pub(crate) struct Method {
+    pub(crate) number: (u16, u16),
+    pub(crate) arguments: Bytes,
+}
+
+impl Link {
+    /// Connects and logs in.
+    pub(crate) async fn open(broker: &Broker) -> Result<Link, BusError> {
+        tokio::time::timeout(CONNECT_DEADLINE, Link::open_unbounded(broker))
+            .await
+            .map_err(|_| lost(&broker.peer(), format!("no answer within {CONNECT_DEADLINE:?}")))?
+    }
+
+    async fn open_unbounded(broker: &Broker) -> Result<Link, BusError> {
+        let peer = broker.peer();
+        let runtime = lapin::runtime::default_runtime()
+            .map_err(|error| from_lapin(&peer, &error, Doing::Connecting))?;
+        let tls = broker.tls.to_lapin();
+        let stream = broker
+            .url
+            .to_lapin()
+            .connect_with_config_async(tls.as_ref(), &runtime)
+            .await
+            .map_err(|error| from_io(&peer, &error))?;
+        let mut link = Link {
+            stream: Box::pin(stream),
+            inbox: Inbox::new(),
+            outbox: Outbox::default(),
+            peer,
+            product: Product::default(),
+            heartbeat: Duration::from_secs(u64::from(broker.url.heartbeat_secs())),
+            heard_at: Instant::now(),
+        };
+        link.handshake(broker).await?;
+        Ok(link)
+    }
+
+    async fn handshake(&mut self, broker: &Broker) -> Result<(), BusError> {
+        self.write(PROTOCOL_HEADER).await?;
+        let start = self.expect(methods::CONNECTION_START).await?;
+        self.product = product(start).map_err(|Malformed| self.garbled())?;
+
+        self.outbox.method(0, methods::CONNECTION_START_OK, |to| {
+            table::encode(to, &client_properties(&broker.client_name));
+            put_short(to, b"PLAIN");
+            put_long(to, &broker.url.plain_response());
+            put_short(to, b"en_US");
+        });
+        self.flush().await?;
+        let mut tune = self.expect(methods::CONNECTION_TUNE).await?;
+        let (_channels, frame_max, seconds) =
+            tune_of(&mut tune).map_err(|Malformed| self.garbled())?;
+
+        let ours = broker.url.heartbeat_secs();
+        let heartbeat = if seconds == 0 { ours } else { ours.min(seconds) };
+        self.heartbeat = Duration::from_secs(u64::from(heartbeat));
+        let frame_max =
+            if frame_max == 0 { FRAME_BYTES_MAX } else { frame_max.min(FRAME_BYTES_MAX) };
+        self.outbox.method(0, methods::CONNECTION_TUNE_OK, |to| {
+            // The source uses two.
+            to.put_u16(2);
+            to.put_u32(frame_max);
+            to.put_u16(heartbeat);
+        });
+        self.outbox.method(0, methods::CONNECTION_OPEN, |to| {
+            put_short(to, broker.url.vhost().as_bytes());
+            put_short(to, b"");
+            to.put_u8(0);
+        });
+        self.flush().await?;
+        self.expect(methods::CONNECTION_OPEN_OK).await?;
+        Ok(())
+    }
+
+    /// Reads once from the socket. Cancel-safe.
+    pub(crate) async fn fill(&mut self) -> Result<(), BusError> {
+        let read = self.stream.read(self.inbox.room()).await;
+        match read.map_err(|error| from_io(&self.peer, &error))? {
+            0 => Err(lost(&self.peer, "the broker closed it")),
+            count => {
+                self.inbox.filled(count);
+                self.heard_at = Instant::now();
+                Ok(())
+            }
+        }
+    }
+
+    /// Returns the next frame that has arrived whole.
+    pub(crate) fn arrived(&mut self) -> Result<Option<Frame>, BusError> {
+        self.inbox.next().map_err(|Malformed| self.garbled())
+    }
+
+    /// Sends what is in the outbox.
+    pub(crate) async fn flush(&mut self) -> Result<(), BusError> {
+        let bytes = self.outbox.take();
+        self.write(&bytes).await
+    }
+
+    async fn write(&mut self, bytes: &[u8]) -> Result<(), BusError> {
+        let writing = async {
+            self.stream.write_all(bytes).await?;
+            self.stream.flush().await
+        };
+        tokio::time::timeout(CONNECT_DEADLINE, writing)
+            .await
+            .map_err(|_| lost(&self.peer, format!("it took no bytes for {CONNECT_DEADLINE:?}")))?
+            .map_err(|error| from_io(&self.peer, &error))
+    }
+
+    /// Waits for one method and returns its arguments; a close in its place is an error.
+    async fn expect(&mut self, number: (u16, u16)) -> Result<Bytes, BusError> {
+        loop {
+            while let Some(frame) = self.arrived()? {
+                match frame.kind {
+                    HEARTBEAT => {}
+                    METHOD => {
+                        let method =
+                            method_of(frame.payload).map_err(|Malformed| self.garbled())?;
+                        if method.number == number {
+                            return Ok(method.arguments);
+                        }
+                        return Err(self.close_said(method, Doing::Connecting));
+                    }
+                    _ => return Err(self.garbled()),
+                }
+            }
+            self.fill().await?;
+        }
+    }
+
+    /// Returns the error that an unexpected method is; a close has its words.
+    pub(crate) fn close_said(&self, mut method: Method, doing: Doing) -> BusError {
+        match method.number {
+            methods::CONNECTION_CLOSE | methods::CHANNEL_CLOSE => {
+                let said = method
+                    .arguments
+                    .try_get_u16()
+                    .map_err(Malformed::from)
+                    .and_then(|code| Ok((code, take_short(&mut method.arguments)?)));
+                match said {
+                    Ok((code, text)) => from_close(&self.peer, code, &text.to_str_lossy(), doing),
+                    Err(Malformed) => self.garbled(),
+                }
+            }
+            _ => self.garbled(),
+        }
+    }
+
+    /// Returns the error for bytes that are no AMQP.
+    pub(crate) fn garbled(&self) -> BusError {
+        lost(&self.peer, "it sent something that is not AMQP 0-9-1")
+    }
+
+    /// Closes in order. Frames that come before the answer are dropped.
+    pub(crate) async fn close(&mut self) -> Result<(), BusError> {
+        let peer = self.peer.clone();
+        self.outbox.method(0, methods::CONNECTION_CLOSE, |to| {
+            to.put_u16(200);
+            put_short(to, b"done");
+            to.put_u32(0);
+        });
+        let closing = async {
+            self.flush().await?;
+            loop {
+                while let Some(frame) = self.arrived()? {
+                    let closed = frame.kind == METHOD
+                        && method_of(frame.payload)
+                            .is_ok_and(|method| method.number == methods::CONNECTION_CLOSE_OK);
+                    if closed {
+                        return Ok(());
+                    }
+                }
+                self.fill().await?;
+            }
+        };
+        tokio::time::timeout(CLOSE_DEADLINE, closing)
+            .await
+            .map_err(|_| lost(&peer, format!("close was not answered within {CLOSE_DEADLINE:?}")))?
+    }
+}
+
+pub(crate) fn method_of(mut payload: Bytes) -> Result<Method, Malformed> {
+    let number = (payload.try_get_u16()?, payload.try_get_u16()?);
+    Ok(Method { number, arguments: payload })
+}
+
+/// Reads what `connection.start` says about the broker.
+fn product(mut start: Bytes) -> Result<Product, Malformed> {
+    let _protocol = start.try_get_u16()?;
+    let properties = table::decode(table::take_table(&mut start)?)?;
+    let _mechanisms = take_long(&mut start)?;
+    let text = |name| properties.get(name).map(FieldValue::to_text_lossy).unwrap_or_default();
+    Ok(Product { name: text("product"), version: text("version") })
+}
+
+fn tune_of(tune: &mut Bytes) -> Result<(u16, u32, u16), Malformed> {
+    Ok((tune.try_get_u16()?, tune.try_get_u32()?, tune.try_get_u16()?))
+}
+
+fn client_properties(name: &str) -> FieldTable {
+    let short = ShortStr::from_static;
+    let capabilities = ["consumer_cancel_notify", "authentication_failure_close"]
+        .map(|name| (short(name), FieldValue::Boolean(true)));
+    [
+        (short("product"), FieldValue::text("dacapo")),
+        (short("connection_name"), FieldValue::text(name)),
+        (short("capabilities"), FieldValue::Table(capabilities.into_iter().collect())),
+    ]
+    .into_iter()
+    .collect()
+}

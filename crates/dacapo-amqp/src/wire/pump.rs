@@ -1,0 +1,468 @@
+//! The consumer's connection, on a thread of its own.
+//!
+//! A thread, as lapin has one: heartbeats must be answered while the caller waits for a store
+//! that is down, and the broker closes a connection that does not read for 15 seconds
+//! (`tcp_listen_options.send_timeout`), so deliveries are always taken in. How many can wait is
+//! bounded by the prefetch. The thread ends when the [`Consumer`] is dropped or the connection
+//! is.
+//!
+//! Both queues are consumed on one channel, so that one numbering of deliveries and one
+//! cumulative ack cover both.
+
+use std::collections::VecDeque;
+use std::num::NonZeroU16;
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use dacapo_bus::{BusError, Delivery, DeliveryTag, Parked};
+use dacapo_event::{Message, ShortStr};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
+
+use super::Malformed;
+use super::frame::{BODY, Frame, HEADER, HEARTBEAT, METHOD, put_short, take_short};
+use super::link::{Link, Method, method_of, methods};
+use super::properties::{self, Reading};
+use crate::Broker;
+use crate::error::{Doing, lost};
+use crate::parked;
+
+/// The channel that consumes.
+const DELIVERIES: u16 = 1;
+/// The channel that asks for depths, so that its failures are its own.
+const QUESTIONS: u16 = 2;
+
+/// Consumer tags; the second marks what was parked.
+const MAIN: &[u8] = b"main";
+const PARKED: &[u8] = b"parked";
+
+/// The most that a body may claim to have: RabbitMQ's own limit on `max_message_size`.
+const BODY_BYTES_MAX: u64 = 512 * 1024 * 1024;
+
+/// Orders that may wait: the source has one caller, who waits for each.
+const ORDERS: usize = 8;
+
+/// The reason of a message that is not text where AMQP says it is.
+const UNREADABLE: &str = "unreadable";
+
+/// The queue to consume and the one it parks in.
+#[derive(Debug, Clone)]
+pub(crate) struct Queues {
+    pub(crate) main: ShortStr,
+    pub(crate) parked: ShortStr,
+}
+
+/// What the source asks of the connection.
+#[derive(Debug)]
+pub(crate) enum Order {
+    /// Ack up to and including this delivery; answered when it is on its way.
+    Ack(DeliveryTag, oneshot::Sender<()>),
+    /// How many messages are ready in both queues.
+    Depth(oneshot::Sender<u64>),
+    /// End in order.
+    Close,
+}
+
+/// The source's end of a consuming connection.
+pub(crate) struct Consumer {
+    pub(crate) deliveries: mpsc::Receiver<Delivery>,
+    pub(crate) orders: mpsc::Sender<Order>,
+    /// How the connection ended.
+    pub(crate) ended: oneshot::Receiver<Result<(), BusError>>,
+    pub(crate) peer: String,
+}
+
+/// Connects and consumes both queues, each with this prefetch.
+pub(crate) async fn start(
+    broker: Broker,
+    queues: Queues,
+    prefetch: NonZeroU16,
+) -> Result<Consumer, BusError> {
+    let peer = broker.peer();
+    let (opened, wait_opened) = oneshot::channel();
+    let (end, ended) = oneshot::channel();
+    let (orders, order_queue) = mpsc::channel(ORDERS);
+    // Both consumers' prefetch: the broker has no more than that under way.
+    let (sender, deliveries) = mpsc::channel(2 * usize::from(prefetch.get()));
+
+    let run = move || {
+        // A runtime of its own: this one lives as long as the connection, whatever becomes of
+        // the caller's.
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = match runtime {
+            Ok(runtime) => runtime,
+            Err(error) => {
+                report(opened, Err(lost(&broker.peer(), format!("no runtime: {error}"))));
+                return;
+            }
+        };
+        runtime.block_on(async {
+            match Pump::open(&broker, queues, prefetch, sender).await {
+                Ok(mut pump) => {
+                    report(opened, Ok(()));
+                    let outcome = pump.run(order_queue).await;
+                    report(end, outcome);
+                }
+                Err(error) => report(opened, Err(error)),
+            }
+        });
+    };
+    std::thread::Builder::new()
+        .name("dacapo-consumer".to_owned())
+        .spawn(run)
+        .map_err(|error| lost(&peer, format!("no thread for it: {error}")))?;
+    wait_opened.await.map_err(|_| lost(&peer, "its thread ended"))??;
+    Ok(Consumer { deliveries, orders, ended, peer })
+}
+
+/// Tells the caller, who may have gone away; then there is nobody to tell.
+fn report<T>(to: oneshot::Sender<T>, what: T) {
+    if to.send(what).is_err() {
+        tracing::debug!("the consumer was dropped before it was answered");
+    }
+}
+
+struct Pump {
+    link: Link,
+    queues: Queues,
+    deliveries: mpsc::Sender<Delivery>,
+    arriving: Option<Arriving>,
+    questions: VecDeque<Question>,
+    acked: DeliveryTag,
+}
+
+/// A delivery whose frames have not all come.
+struct Arriving {
+    parked: bool,
+    tag: DeliveryTag,
+    redelivered: bool,
+    exchange: ShortStr,
+    routing_key: ShortStr,
+    content: Option<Content>,
+}
+
+struct Content {
+    properties: dacapo_event::Properties,
+    reading: Reading,
+    size: usize,
+    body: Body,
+}
+
+/// A body is mostly one frame, whose bytes are taken as they are.
+enum Body {
+    Whole(Bytes),
+    Growing(BytesMut),
+}
+
+/// A depth that was asked for; two queues answer.
+struct Question {
+    reply: oneshot::Sender<u64>,
+    ready: u64,
+    answers_left: u8,
+}
+
+/// Whether the pump goes on.
+enum Next {
+    GoOn,
+    End,
+}
+
+impl Pump {
+    async fn open(
+        broker: &Broker,
+        queues: Queues,
+        prefetch: NonZeroU16,
+        deliveries: mpsc::Sender<Delivery>,
+    ) -> Result<Pump, BusError> {
+        let mut link = Link::open(broker).await?;
+        for channel in [DELIVERIES, QUESTIONS] {
+            link.outbox.method(channel, methods::CHANNEL_OPEN, |to| put_short(to, b""));
+        }
+        link.outbox.method(DELIVERIES, methods::BASIC_QOS, |to| {
+            to.put_u32(0);
+            to.put_u16(prefetch.get());
+            to.put_u8(0);
+        });
+        // In one write: the broker handles both before those of a standby that starts at the
+        // same moment, so one consumer is active on both queues.
+        for (queue, tag) in [(&queues.main, MAIN), (&queues.parked, PARKED)] {
+            link.outbox.method(DELIVERIES, methods::BASIC_CONSUME, |to| {
+                to.put_u16(0);
+                put_short(to, queue.as_bytes());
+                put_short(to, tag);
+                to.put_u8(0);
+                to.put_u32(0);
+            });
+        }
+        link.flush().await?;
+        let mut pump =
+            Pump { link, queues, deliveries, arriving: None, questions: VecDeque::new(), acked: 0 };
+        let consuming = async {
+            let mut answers_left = 2;
+            while answers_left > 0 {
+                pump.link.fill().await?;
+                while let Some(frame) = pump.link.arrived()? {
+                    if pump.take(frame)? == Taken::ConsumeOk {
+                        answers_left -= 1;
+                    }
+                }
+            }
+            Ok(())
+        };
+        let deadline = crate::connect::ANSWER_DEADLINE;
+        match tokio::time::timeout(deadline, consuming).await {
+            Ok(done) => done.map(|()| pump),
+            Err(_) => Err(lost(&broker.peer(), format!("no answer within {deadline:?}"))),
+        }
+    }
+
+    async fn run(&mut self, mut orders: mpsc::Receiver<Order>) -> Result<(), BusError> {
+        let mut beats = tokio::time::interval(self.link.heartbeat / 2);
+        loop {
+            let event = tokio::select! {
+                biased;
+                order = orders.recv() => Event::Order(order),
+                filled = self.link.fill() => Event::Filled(filled),
+                at = beats.tick() => Event::Beat(at),
+            };
+            match event {
+                Event::Order(order) => {
+                    if let Next::End = self.carry_out(order).await? {
+                        return Ok(());
+                    }
+                }
+                Event::Filled(filled) => {
+                    filled?;
+                    while let Some(frame) = self.link.arrived()? {
+                        self.take(frame)?;
+                    }
+                }
+                Event::Beat(at) => self.beat(at).await?,
+            }
+        }
+    }
+
+    /// Carries out an order; none left means that the source was dropped.
+    async fn carry_out(&mut self, order: Option<Order>) -> Result<Next, BusError> {
+        match order {
+            None => return Ok(Next::End),
+            Some(Order::Close) => {
+                self.link.close().await?;
+                return Ok(Next::End);
+            }
+            Some(Order::Ack(tag, done)) => {
+                // A caller that gave up waiting may order it again; to the broker that is an
+                // error.
+                if tag > self.acked {
+                    self.link.outbox.method(DELIVERIES, methods::BASIC_ACK, |to| {
+                        to.put_u64(tag);
+                        // Multiple.
+                        to.put_u8(1);
+                    });
+                    self.link.flush().await?;
+                    self.acked = tag;
+                }
+                report(done, ());
+            }
+            Some(Order::Depth(reply)) => {
+                for queue in [&self.queues.main, &self.queues.parked] {
+                    self.link.outbox.method(QUESTIONS, methods::QUEUE_DECLARE, |to| {
+                        to.put_u16(0);
+                        put_short(to, queue.as_bytes());
+                        // Passive.
+                        to.put_u8(1);
+                        to.put_u32(0);
+                    });
+                }
+                self.link.flush().await?;
+                self.questions.push_back(Question { reply, ready: 0, answers_left: 2 });
+            }
+        }
+        Ok(Next::GoOn)
+    }
+
+    async fn beat(&mut self, now: Instant) -> Result<(), BusError> {
+        let silence = now.saturating_duration_since(self.link.heard_at);
+        if silence > 2 * self.link.heartbeat {
+            return Err(lost(&self.link.peer, format!("no heartbeat for {silence:?}")));
+        }
+        self.link.outbox.heartbeat();
+        self.link.flush().await
+    }
+
+    fn take(&mut self, frame: Frame) -> Result<Taken, BusError> {
+        match frame.kind {
+            HEARTBEAT => Ok(Taken::Other),
+            METHOD => {
+                let method = method_of(frame.payload).map_err(|Malformed| self.link.garbled())?;
+                self.take_method(method)
+            }
+            HEADER => self.take_header(frame.payload),
+            BODY => self.take_body(frame.payload),
+            _ => Err(self.link.garbled()),
+        }
+    }
+
+    fn take_method(&mut self, method: Method) -> Result<Taken, BusError> {
+        let garbled = |Malformed| self.link.garbled();
+        match method.number {
+            methods::BASIC_DELIVER => {
+                self.arriving = Some(arriving(method.arguments).map_err(garbled)?);
+            }
+            methods::BASIC_CONSUME_OK => return Ok(Taken::ConsumeOk),
+            methods::QUEUE_DECLARE_OK => {
+                let ready = ready(method.arguments).map_err(garbled)?;
+                self.answer(ready);
+            }
+            methods::CHANNEL_OPEN_OK | methods::BASIC_QOS_OK => {}
+            methods::BASIC_CANCEL => {
+                let mut arguments = method.arguments;
+                let tag = take_short(&mut arguments).map_err(garbled)?;
+                return Err(self.cancelled(&tag));
+            }
+            _ => return Err(self.link.close_said(method, Doing::Consuming)),
+        }
+        Ok(Taken::Other)
+    }
+
+    fn answer(&mut self, ready: u64) {
+        let Some(question) = self.questions.front_mut() else { return };
+        question.ready += ready;
+        question.answers_left -= 1;
+        if question.answers_left == 0
+            && let Some(question) = self.questions.pop_front()
+        {
+            report(question.reply, question.ready);
+        }
+    }
+
+    /// Returns what it means that the broker ends a consumer of its own accord.
+    fn cancelled(&self, tag: &ShortStr) -> BusError {
+        let queue = if tag.as_bytes() == PARKED { &self.queues.parked } else { &self.queues.main };
+        BusError::NotFound {
+            thing: format!("queue `{queue}`"),
+            peer: self.link.peer.clone(),
+            hint: "it was deleted or lost while it was consumed, and with it what was not acked; \
+                   start again to declare it anew, and look for a gap"
+                .to_owned(),
+        }
+    }
+
+    fn take_header(&mut self, mut payload: Bytes) -> Result<Taken, BusError> {
+        let size = header_size(&mut payload).map_err(|Malformed| self.link.garbled())?;
+        let Some(arriving) = &mut self.arriving else { return Err(self.link.garbled()) };
+        let (properties, reading) = properties::decode(payload);
+        let body = Body::Whole(Bytes::new());
+        arriving.content = Some(Content { properties, reading, size, body });
+        self.deliver_if_whole()
+    }
+
+    fn take_body(&mut self, payload: Bytes) -> Result<Taken, BusError> {
+        let content = self.arriving.as_mut().and_then(|arriving| arriving.content.as_mut());
+        let Some(content) = content else { return Err(self.link.garbled()) };
+        content.body = match std::mem::replace(&mut content.body, Body::Whole(Bytes::new())) {
+            Body::Whole(bytes) if bytes.is_empty() => Body::Whole(payload),
+            Body::Whole(first) => {
+                let mut growing = BytesMut::with_capacity(content.size);
+                growing.put(first);
+                growing.put(payload);
+                Body::Growing(growing)
+            }
+            Body::Growing(mut growing) => {
+                growing.put(payload);
+                Body::Growing(growing)
+            }
+        };
+        self.deliver_if_whole()
+    }
+
+    fn deliver_if_whole(&mut self) -> Result<Taken, BusError> {
+        let whole = self.arriving.take_if(|arriving| {
+            arriving.content.as_ref().is_some_and(|content| content.body.len() >= content.size)
+        });
+        let Some(Arriving {
+            parked,
+            tag,
+            redelivered,
+            exchange,
+            routing_key,
+            content: Some(content),
+        }) = whole
+        else {
+            return Ok(Taken::Other);
+        };
+        let Content { properties, reading, body, .. } = content;
+        let mut message = Message { exchange, routing_key, properties, body: body.into_bytes() };
+        parked::remove_broker_headers(&mut message);
+        let reason = parked.then(|| parked::restore(&mut message, &self.queues.main));
+        let readable = reading == Reading::Whole && properties::is_text(&message);
+        let parked = match reason {
+            Some(reason) => Some(Parked { reason }),
+            None if readable => None,
+            None => Some(Parked { reason: UNREADABLE.to_owned() }),
+        };
+        match self.deliveries.try_send(Delivery { tag, redelivered, parked, message }) {
+            // Closed: the source was dropped, and the order queue says so next.
+            Ok(()) | Err(mpsc::error::TrySendError::Closed(_)) => Ok(Taken::Other),
+            Err(mpsc::error::TrySendError::Full(_)) => {
+                Err(lost(&self.link.peer, "it delivered more than the prefetch allows"))
+            }
+        }
+    }
+}
+
+enum Event {
+    Order(Option<Order>),
+    Filled(Result<(), BusError>),
+    Beat(Instant),
+}
+
+/// What a frame was, as far as opening cares.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Taken {
+    ConsumeOk,
+    Other,
+}
+
+impl Body {
+    fn len(&self) -> usize {
+        match self {
+            Body::Whole(bytes) => bytes.len(),
+            Body::Growing(bytes) => bytes.len(),
+        }
+    }
+
+    fn into_bytes(self) -> Bytes {
+        match self {
+            Body::Whole(bytes) => bytes,
+            Body::Growing(bytes) => bytes.freeze(),
+        }
+    }
+}
+
+fn arriving(mut from: Bytes) -> Result<Arriving, Malformed> {
+    let consumer = take_short(&mut from)?;
+    Ok(Arriving {
+        parked: consumer.as_bytes() == PARKED,
+        tag: from.try_get_u64()?,
+        redelivered: from.try_get_u8()? & 1 != 0,
+        exchange: take_short(&mut from)?,
+        routing_key: take_short(&mut from)?,
+        content: None,
+    })
+}
+
+/// Takes class, weight and body size, and leaves the properties.
+fn header_size(from: &mut Bytes) -> Result<usize, Malformed> {
+    let _class = from.try_get_u16()?;
+    let _weight = from.try_get_u16()?;
+    let size = from.try_get_u64()?;
+    if size > BODY_BYTES_MAX {
+        return Err(Malformed);
+    }
+    usize::try_from(size).map_err(|_| Malformed)
+}
+
+fn ready(mut from: Bytes) -> Result<u64, Malformed> {
+    let _queue = take_short(&mut from)?;
+    Ok(u64::from(from.try_get_u32()?))
+}
