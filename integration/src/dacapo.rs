@@ -25,6 +25,7 @@ const PIPE_BYTES: usize = 65_536;
 /// An installation of the test's own: a binary, and folders that are removed when dropped.
 #[derive(Debug)]
 pub struct Dacapo {
+    binary: PathBuf,
     folder: TempDir,
     archive: String,
     variables: Vec<(String, String)>,
@@ -77,17 +78,23 @@ impl Dacapo {
     /// Returns one with an archive in a folder, not yet there.
     ///
     /// # Panics
-    /// There is no room for a temporary folder.
+    /// The test was not started by `integration/test`.
+    #[track_caller]
     pub fn new() -> Self {
-        let folder = TempDir::new().expect("a temporary folder");
+        Dacapo::of_binary(services::required(environment::BIN).into())
+    }
+
+    fn of_binary(binary: PathBuf) -> Self {
+        let folder = TempDir::new().expect("there is room for a temporary folder");
         let archive = folder.path().join("archive").display().to_string();
-        Dacapo { folder, archive, variables: Vec::new() }
+        Dacapo { binary, folder, archive, variables: Vec::new() }
     }
 
     /// Returns one with an archive in the S3 server under test, under a prefix of its own.
     ///
     /// # Panics
     /// The test was not started by `integration/test`.
+    #[track_caller]
     pub fn on_s3() -> Self {
         let s3 = services::s3();
         let archive = format!("s3://{}/{}", s3.bucket, services::unique("archive"));
@@ -178,8 +185,7 @@ impl Dacapo {
 
     #[track_caller]
     fn start<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>, stdin: Stdio) -> Running {
-        let binary = services::required(environment::BIN);
-        let mut child = Command::new(binary)
+        let mut child = Command::new(&self.binary)
             .args(args)
             .current_dir(self.folder())
             // A developer's own settings must not reach a test.
@@ -396,3 +402,6 @@ fn collect_parquet(folder: &Path, found: &mut Vec<PathBuf>) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,14 +1,11 @@
 //! The harness keeps its own promises: a private broker and S3 server can be taken away and come
 //! back with what they had.
 
-use std::time::Duration;
-
 use dacapo_integration::folder::RunFolder;
 use dacapo_integration::rabbit::Rabbit;
 use dacapo_integration::seaweed::Seaweed;
 use serde_json::{Value, json};
 
-use super::dacapo::Dacapo;
 use super::witness;
 
 #[test]
@@ -45,16 +42,4 @@ fn a_private_s3_server_comes_back_from_a_kill() {
     let mut seaweed = Seaweed::start(&folder.path().join("seaweed")).unwrap();
     seaweed.kill().unwrap();
     seaweed.start_again().unwrap();
-}
-
-#[test]
-fn a_command_is_watched_line_by_line_to_its_end() {
-    const DEADLINE: Duration = Duration::from_secs(60);
-    let dacapo = Dacapo::new();
-    let running = dacapo.spawn(["completions", "bash"]);
-    assert!(running.wait_for_line("dacapo", DEADLINE).contains("dacapo"));
-    let output = running.wait(DEADLINE);
-    output.check(0);
-    assert_eq!(output.stdout.as_bytes(), output.stdout_bytes);
-    assert_eq!(output.stderr, "");
 }

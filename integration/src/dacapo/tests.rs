@@ -1,0 +1,71 @@
+//! What the tests of the product see of a command, tried on a shell in the binary's place.
+
+use super::*;
+
+const DEADLINE: Duration = Duration::from_secs(30);
+
+fn shell() -> Dacapo {
+    Dacapo::of_binary("/bin/sh".into())
+}
+
+#[test]
+fn a_command_is_told_its_folders_and_nothing_of_the_developers() {
+    let mut shell = shell();
+    shell.set("EXTRA", "more");
+    let script = r#"echo "$DACAPO_ARCHIVE $DACAPO_INDEX $DACAPO_STATE $HOME $PWD $EXTRA""#;
+    let output = shell.run(["-c", script]);
+    output.check(0);
+    let folder = shell.folder().display();
+    let expected =
+        format!("{folder}/archive {folder}/index {folder}/state {folder} {folder} more\n");
+    assert_eq!(output.stdout, expected);
+}
+
+#[test]
+fn output_status_and_input_are_kept_apart() {
+    let script = "cat; printf '\\377' ; echo talk >&2; exit 7";
+    let output = shell().run_with_input(["-c", script], b"data".to_vec());
+    output.check(7);
+    assert_eq!(output.stdout, "data\u{fffd}");
+    assert_eq!(output.stdout_bytes, b"data\xff");
+    assert_eq!(output.stderr, "talk\n");
+}
+
+#[test]
+fn a_line_is_waited_for_and_then_the_command_is_signalled() {
+    let script = "trap 'echo stopping; exit 3' INT; echo ready >&2; while :; do sleep 0.05; done";
+    let mut running = shell().spawn(["-c", script]);
+    assert_eq!(running.wait_for_line("read", DEADLINE), "ready");
+    assert!(running.is_running().unwrap());
+    running.signal(Signal::Interrupt).unwrap();
+    running.wait_for_line("stopping", DEADLINE);
+    running.wait(DEADLINE).check(3);
+}
+
+#[test]
+fn a_killed_command_still_tells_what_it_wrote() {
+    let running = shell().spawn(["-c", "echo begun; exec sleep 600"]);
+    running.wait_for_line("begun", DEADLINE);
+    let output = running.kill();
+    assert_eq!((output.status, output.stdout.as_str()), (None, "begun\n"));
+}
+
+#[test]
+#[should_panic(expected = "no line with “never”; stdout:\nsomething\n\nstderr:\n")]
+fn a_line_that_never_comes_fails_as_soon_as_the_command_has_ended() {
+    shell().spawn(["-c", "echo something"]).wait_for_line("never", Duration::from_secs(3_600));
+}
+
+#[test]
+#[should_panic(expected = "gave up waiting until the command ends")]
+fn a_command_that_hangs_fails() {
+    shell().spawn(["-c", "exec sleep 600"]).wait(Duration::from_millis(100));
+}
+
+#[test]
+fn the_one_json_value_on_stdout_is_returned() {
+    let json = shell().json(["-c", r#"echo '{"events": 3}'"#]);
+    assert_eq!(json["events"], 3);
+    let lines = shell().run(["-c", r"printf '1\n2\n'"]).ndjson();
+    assert_eq!(lines, [Value::from(1), Value::from(2)]);
+}
