@@ -1,1 +1,26 @@
-//! Placeholder.
+//! Publishes an ordered stream of messages to a target, at least once, and says exactly how far it
+//! came: pacing, the confirm window, and retry.
+//!
+//! What is decided is plain and synchronous ([`Pace`] in `pacer`, the window in `window`, the
+//! budgets in `retry`); the loop in `run` only waits and carries out.
+//!
+//! Invariants: a checkpoint never passes the last contiguous confirm; at most one window is
+//! published beyond the last written checkpoint; a message that reached no queue is never counted
+//! as confirmed.
+
+mod control;
+mod error;
+mod gate;
+mod pace;
+mod pacer;
+mod report;
+mod retry;
+mod run;
+mod window;
+
+pub use control::Control;
+pub use error::RepublishError;
+pub use pace::{Pace, Speed};
+pub use report::{Ended, How, Phase, Progress, Totals};
+pub use run::{Config, Journal, republish};
+pub use window::{Outgoing, WindowLimits};

@@ -1,0 +1,138 @@
+//! The window by itself: what is counted and sent again after each kind of answer.
+
+use bytes::Bytes;
+
+use super::*;
+
+fn window(messages: usize, bytes: u64, bodies: &[usize]) -> Window<usize> {
+    let mut window = Window::new(WindowLimits {
+        messages: NonZeroUsize::new(messages).unwrap(),
+        bytes: NonZeroU64::new(bytes).unwrap(),
+    });
+    window.push(
+        bodies
+            .iter()
+            .enumerate()
+            .map(|(index, bytes)| Outgoing {
+                position: index + 1,
+                id: format!("e-{}", index + 1),
+                time: Timestamp::EPOCH,
+                message: Message { body: Bytes::from(vec![b'x'; *bytes]), ..Message::default() },
+            })
+            .collect(),
+    );
+    window
+}
+
+fn publish_all(window: &mut Window<usize>, totals: &mut Totals) -> usize {
+    let mut published = 0;
+    loop {
+        let count = window.sendable(usize::MAX);
+        if count == 0 {
+            return published;
+        }
+        let range = window.publish(count, totals);
+        assert_eq!(window.slice(range.clone()).len(), range.len());
+        published += range.len();
+    }
+}
+
+const RETURNED: Outcome = Outcome::Returned { reason: String::new() };
+
+#[test]
+fn messages_and_bytes_are_bounded_and_a_large_one_goes_alone() {
+    let mut totals = Totals::default();
+    assert_eq!(publish_all(&mut window(3, 1_000, &[1; 9]), &mut totals), 3);
+    assert_eq!(publish_all(&mut window(100, 10, &[4, 4, 4]), &mut totals), 2);
+    let mut large = window(100, 10, &[50, 1]);
+    assert_eq!(publish_all(&mut large, &mut totals), 1);
+    assert_eq!(large.answer(Outcome::Confirmed, &mut totals), Some(1));
+    assert_eq!(publish_all(&mut large, &mut totals), 1);
+}
+
+#[test]
+fn a_confirm_moves_the_checkpoint_and_counts_bytes() {
+    let mut totals = Totals::default();
+    let mut window = window(10, 100, &[2, 3]);
+    publish_all(&mut window, &mut totals);
+    assert_eq!(window.answer(Outcome::Confirmed, &mut totals), Some(1));
+    assert_eq!(window.answer(Outcome::Confirmed, &mut totals), Some(2));
+    assert!(window.is_empty());
+    assert_eq!(totals, Totals { published: 2, confirmed: 2, bytes: 5, ..Totals::default() });
+}
+
+#[test]
+fn after_a_nack_what_was_taken_behind_it_is_a_repeat_out_of_order() {
+    let mut totals = Totals::default();
+    let mut window = window(10, 100, &[1; 4]);
+    publish_all(&mut window, &mut totals);
+    assert_eq!(window.answer(Outcome::Confirmed, &mut totals), Some(1));
+    for outcome in [Outcome::Nacked, Outcome::Confirmed] {
+        assert_eq!(window.answer(outcome, &mut totals), None);
+    }
+    assert_eq!(window.sendable(10), 0, "nothing new goes until all answers are in");
+    assert_eq!(window.take_refusal(), None, "one answer is to come");
+    assert_eq!(window.answer(Outcome::Nacked, &mut totals), None);
+    assert_eq!(window.take_refusal(), Some(Refusal::Nacked));
+    let expected = Totals {
+        published: 4,
+        confirmed: 1,
+        refused: 2,
+        possible_repeats: 1,
+        reordered: 1,
+        bytes: 1,
+        ..Totals::default()
+    };
+    assert_eq!(totals, expected);
+    assert_eq!(window.front_id(), "e-2");
+    assert_eq!(window.sendable(10), 1, "one goes first, to see whether it is taken now");
+    window.publish(1, &mut totals);
+    assert_eq!(window.answer(Outcome::Confirmed, &mut totals), Some(2));
+    assert_eq!(window.sendable(10), 2, "and then twice as many");
+}
+
+#[test]
+fn a_lost_connection_makes_repeats_of_the_unanswered_but_keeps_their_order() {
+    let mut totals = Totals::default();
+    let mut window = window(10, 100, &[1; 3]);
+    publish_all(&mut window, &mut totals);
+    window.answer(Outcome::Confirmed, &mut totals);
+    window.lose(&mut totals);
+    assert_eq!((totals.possible_repeats, totals.reordered), (2, 0));
+    assert_eq!((window.unanswered(), window.pending()), (0, 2));
+    assert_eq!(publish_all(&mut window, &mut totals), 2);
+}
+
+#[test]
+fn a_connection_lost_after_a_nack_may_have_turned_the_rest_round() {
+    let mut totals = Totals::default();
+    let mut window = window(10, 100, &[1; 3]);
+    publish_all(&mut window, &mut totals);
+    window.answer(Outcome::Nacked, &mut totals);
+    window.lose(&mut totals);
+    assert_eq!((totals.possible_repeats, totals.reordered), (2, 2));
+    assert_eq!(window.take_refusal(), Some(Refusal::Nacked));
+}
+
+#[test]
+fn a_return_is_told_from_a_nack_by_the_first_of_them() {
+    let mut totals = Totals::default();
+    let mut window = window(10, 100, &[1; 2]);
+    publish_all(&mut window, &mut totals);
+    window.answer(RETURNED, &mut totals);
+    window.answer(Outcome::Nacked, &mut totals);
+    assert_eq!(window.take_refusal(), Some(Refusal::Returned { reason: String::new() }));
+}
+
+#[test]
+fn small_batches_wait_for_room_while_confirms_are_on_their_way() {
+    let mut totals = Totals::default();
+    let mut window = window(400, 10_000, &[1; 1_000]);
+    assert_eq!(publish_all(&mut window, &mut totals), 400);
+    for _ in 0..BATCH_MIN - 1 {
+        window.answer(Outcome::Confirmed, &mut totals);
+        assert_eq!(window.sendable(200), 0);
+    }
+    window.answer(Outcome::Confirmed, &mut totals);
+    assert_eq!(window.sendable(200), BATCH_MIN);
+}
