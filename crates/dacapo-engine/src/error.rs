@@ -1,0 +1,100 @@
+//! What can stop the engine, by what the operator can do about it.
+
+use dacapo_archive::ArchiveError;
+use dacapo_bus::BusError;
+use dacapo_filter::{FilterError, WhereError};
+use dacapo_index::IndexError;
+use thiserror::Error;
+
+/// The engine did not do what it was asked.
+#[derive(Debug, Error)]
+pub enum EngineError {
+    /// Reading the archive failed.
+    #[error(transparent)]
+    Archive(#[from] ArchiveError),
+    /// The index failed; it is derived and may be deleted.
+    #[error(transparent)]
+    Index(#[from] IndexError),
+    /// The bus failed.
+    #[error(transparent)]
+    Bus(#[from] BusError),
+    /// The selection is not one.
+    #[error(transparent)]
+    Filter(#[from] FilterError),
+    /// The expression of `--where` failed on an event.
+    #[error("{0}; use `--where-errors skip` to leave such events out and count them")]
+    Where(#[from] WhereError),
+    /// The archive is no longer what the plan was made of.
+    #[error("the archive changed since the plan was made: `{segment}` {how}; make a new plan")]
+    ArchiveChanged {
+        /// The planned segment.
+        segment: String,
+        /// What became of it.
+        how: String,
+    },
+    /// A file of the state directory could not be read or written.
+    #[error("failed to {action} `{path}`")]
+    State {
+        /// What was tried.
+        action: &'static str,
+        /// The file.
+        path: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A file of the state directory, or a plan, is not readable.
+    #[error("`{path}` is not readable: {problem}")]
+    Unreadable {
+        /// The file.
+        path: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// There is no such replay.
+    #[error("there is no replay `{id}` in `{state}`; `dacapo replays ls` lists those there are")]
+    NoSuchReplay {
+        /// The id asked for.
+        id: String,
+        /// The state directory.
+        state: String,
+    },
+    /// Another process runs this replay.
+    #[error("replay `{id}` is running already{holder}; pause or cancel it with `dacapo replays`, or wait")]
+    Locked {
+        /// The replay.
+        id: String,
+        /// ` in process N`, if it is known.
+        holder: String,
+    },
+    /// The replay is not in a state in which this can be done.
+    #[error("replay `{id}` is {state}; {hint}")]
+    WrongState {
+        /// The replay.
+        id: String,
+        /// Its state.
+        state: String,
+        /// The next step.
+        hint: String,
+    },
+    /// The bus was lost and did not come back.
+    #[error("gave up after {attempts} attempts without progress; `dacapo replay resume` goes on when the target is back")]
+    GaveUp {
+        /// How often it was tried.
+        attempts: u32,
+        /// The last failure.
+        source: BusError,
+    },
+    /// A depth limit was asked for and the target has no depth.
+    #[error("the target is not one queue, so it has no depth to keep below; leave --max-queue-depth out")]
+    DepthUnknown,
+    /// The target refused an event.
+    #[error("event `{event}` was refused by the target: {reason}; {hint}")]
+    Rejected {
+        /// The event's id.
+        event: String,
+        /// The broker's words.
+        reason: String,
+        /// The next step.
+        hint: String,
+    },
+}

@@ -1,0 +1,256 @@
+//! The journal of a replay: append-only, a checksum on every line, believed up to the
+//! first line that is torn.
+//!
+//! ```text
+//! 8 hexadecimal digits of CRC-32, a space, one JSON object, a newline
+//! ```
+//!
+//! A checkpoint is written with one `write` call, so that `kill -9` cannot lose one that
+//! was written; it is synced once a second, so that a power cut loses at most that.
+
+use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use dacapo_event::Timestamp;
+use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
+
+use crate::EngineError;
+use crate::merge::Positions;
+use crate::state::failed;
+
+/// How often the journal is synced to disk while checkpoints are written.
+const SYNC_INTERVAL: Duration = Duration::from_secs(1);
+
+/// A longer line is not ours: 1,000 streams come to 150 KB.
+const LINE_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+/// How a replay stands, as its journal tells it.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Standing {
+    /// What the last record says.
+    pub phase: Phase,
+    /// When the replay first began.
+    pub began_at: Option<Timestamp>,
+    /// The last checkpoint: for each stream, the last sequence up to which all is confirmed.
+    pub positions: Positions,
+    /// Counts over all runs.
+    pub counts: Counts,
+}
+
+/// What the last record of a journal says.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Phase {
+    /// Nothing was written yet.
+    #[default]
+    New,
+    /// A run began and has not ended: it runs now, or was killed.
+    Running,
+    /// A run ended before all was confirmed and can be resumed.
+    Interrupted,
+    /// The target refused an event; it can be resumed once the cause is mended.
+    Rejected,
+    /// All selected events are confirmed.
+    Completed,
+    /// It was ended for good by its operator.
+    Cancelled,
+}
+
+/// Counts of a replay over all its runs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct Counts {
+    /// Events confirmed without a hole before them.
+    pub confirmed: u64,
+    /// Events the target refused for good.
+    pub rejected: u64,
+    /// Messages that may have reached the target more than once.
+    pub possible_repeats: u64,
+    /// Events whose first delivery may have come before that of an earlier one.
+    pub reordered: u64,
+    /// Events that the expression failed on and that were left out.
+    pub where_skipped: u64,
+    /// Bytes of bodies confirmed.
+    pub bytes: u64,
+    /// Bytes read from the archive.
+    pub bytes_read: u64,
+    /// Requests to the archive.
+    pub requests: u64,
+    /// Seconds of all runs.
+    pub seconds: f64,
+    /// How many runs there were.
+    pub runs: u64,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(tag = "record", rename_all = "snake_case")]
+enum Record {
+    Began { at: String },
+    Checkpoint { counts: Counts, positions: BTreeMap<String, u64> },
+    Ended { at: String, phase: String, counts: Counts, positions: BTreeMap<String, u64> },
+}
+
+/// The journal of one replay, open for appending.
+#[derive(Debug)]
+pub struct Journal {
+    path: PathBuf,
+    file: File,
+    synced: Instant,
+}
+
+impl Journal {
+    /// Opens a journal, creating it if it is not there, and returns how the replay stands. What
+    /// follows the first torn line is cut off.
+    ///
+    /// # Errors
+    /// The file cannot be read or written.
+    pub fn open(path: &Path) -> Result<(Self, Standing), EngineError> {
+        let open = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path);
+        let mut file = open.map_err(|error| failed("open", path, error))?;
+        let (standing, sound) = read_from(&mut file).map_err(|error| failed("read", path, error))?;
+        let cut = file.set_len(sound).and_then(|()| file.seek(SeekFrom::Start(sound)));
+        cut.map_err(|error| failed("write", path, error))?;
+        Ok((Journal { path: path.to_owned(), file, synced: Instant::now() }, standing))
+    }
+
+    /// Returns how a replay stands, without changing its journal; another process may be writing.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn read(path: &Path) -> Result<Standing, EngineError> {
+        match File::open(path) {
+            Ok(mut file) => {
+                let (standing, _) =
+                    read_from(&mut file).map_err(|error| failed("read", path, error))?;
+                Ok(standing)
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Standing::default()),
+            Err(error) => Err(failed("read", path, error)),
+        }
+    }
+
+    /// Notes that a run begins. Durable when it returns.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn began(&mut self, at: Timestamp) -> Result<(), EngineError> {
+        self.append(&Record::Began { at: at.to_string() })?;
+        self.sync()
+    }
+
+    /// Writes a checkpoint; safe from `kill -9` when it returns, from a power cut within a second.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn checkpoint(&mut self, counts: &Counts, positions: &Positions) -> Result<(), EngineError> {
+        self.append(&Record::Checkpoint { counts: *counts, positions: to_wire(positions) })?;
+        if self.synced.elapsed() >= SYNC_INTERVAL {
+            self.sync()?;
+        }
+        Ok(())
+    }
+
+    /// Notes how a run ended. Durable when it returns.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn ended(
+        &mut self,
+        at: Timestamp,
+        phase: Phase,
+        counts: &Counts,
+        positions: &Positions,
+    ) -> Result<(), EngineError> {
+        self.append(&Record::Ended {
+            at: at.to_string(),
+            phase: phase.as_str().to_owned(),
+            counts: *counts,
+            positions: to_wire(positions),
+        })?;
+        self.sync()
+    }
+
+    fn append(&mut self, record: &Record) -> Result<(), EngineError> {
+        let json = serde_json::to_string(record).expect("text and numbers become JSON");
+        let line = format!("{:08x} {json}\n", crc32fast::hash(json.as_bytes()));
+        self.file.write_all(line.as_bytes()).map_err(|error| failed("write", &self.path, error))
+    }
+
+    fn sync(&mut self) -> Result<(), EngineError> {
+        self.synced = Instant::now();
+        self.file.sync_data().map_err(|error| failed("sync", &self.path, error))
+    }
+}
+
+impl Phase {
+    /// Returns the word for it in receipts and listings.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Phase::New => "new",
+            Phase::Running => "running",
+            Phase::Interrupted => "interrupted",
+            Phase::Rejected => "rejected",
+            Phase::Completed => "completed",
+            Phase::Cancelled => "cancelled",
+        }
+    }
+
+    fn parse(word: &str) -> Option<Self> {
+        [Phase::Interrupted, Phase::Rejected, Phase::Completed, Phase::Cancelled]
+            .into_iter()
+            .find(|phase| phase.as_str() == word)
+    }
+
+    /// Returns whether a replay in this phase can go on.
+    pub fn is_resumable(self) -> bool {
+        matches!(self, Phase::New | Phase::Running | Phase::Interrupted | Phase::Rejected)
+    }
+}
+
+fn to_wire(positions: &Positions) -> BTreeMap<String, u64> {
+    positions.iter().map(|(stream, sequence)| (stream.to_string(), *sequence)).collect()
+}
+
+/// Reads records up to the first that is torn; returns the length of what is sound.
+fn read_from(file: &mut File) -> std::io::Result<(Standing, u64)> {
+    let mut text = Vec::new();
+    file.read_to_end(&mut text)?;
+    let (mut standing, mut sound) = (Standing::default(), 0);
+    for line in text.split_inclusive(|byte| *byte == b'\n') {
+        let Some(record) = parse_line(line) else { break };
+        sound += line.len() as u64;
+        match record {
+            Record::Began { at } => {
+                standing.began_at = standing.began_at.or_else(|| at.parse().ok());
+                standing.phase = Phase::Running;
+                standing.counts.runs += 1;
+            }
+            Record::Checkpoint { counts, positions } => standing.take(counts, positions),
+            Record::Ended { phase, counts, positions, .. } => {
+                standing.take(counts, positions);
+                standing.phase = Phase::parse(&phase).unwrap_or(Phase::Interrupted);
+            }
+        }
+    }
+    Ok((standing, sound))
+}
+
+impl Standing {
+    fn take(&mut self, counts: Counts, positions: BTreeMap<String, u64>) {
+        self.counts = Counts { runs: self.counts.runs, ..counts };
+        let known = positions.into_iter().filter_map(|(name, at)| Some((name.parse().ok()?, at)));
+        self.positions.extend(known);
+    }
+}
+
+fn parse_line(line: &[u8]) -> Option<Record> {
+    let line = line.strip_suffix(b"\n").filter(|line| line.len() <= LINE_BYTES_MAX)?;
+    let (crc, json) = (line.get(..8)?, line.get(9..)?);
+    let crc = u32::from_str_radix(std::str::from_utf8(crc).ok()?, 16).ok()?;
+    (crc32fast::hash(json) == crc).then(|| serde_json::from_slice(json).ok())?
+}
+
+#[cfg(test)]
+mod tests;

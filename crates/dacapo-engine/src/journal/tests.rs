@@ -1,0 +1,1 @@
+//! What is written is believed, what is torn is not.

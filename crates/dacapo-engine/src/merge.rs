@@ -1,0 +1,187 @@
+//! One order over all streams: by the running maximum of `time` within each stream, ties
+//! by the stream's name.
+//!
+//! The order depends only on what is read, so a replay that goes on after a crash meets
+//! the same events in the same order. Order within a stream always holds; a stream of
+//! imported history comes before the live one that follows it in time.
+//!
+//! Memory: one batch for each stream that has been reached, out of one budget.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+use dacapo_archive::store::Store;
+use dacapo_event::{Event, Sequence, StreamName, Timestamp};
+use dacapo_filter::Selection;
+
+use crate::EngineError;
+use crate::scan::{Scan, SegmentToRead};
+
+/// What all streams together may hold decoded: with a batch on its way and the window on top, a
+/// replay stays well under 200 MB.
+pub const READ_BYTES: u64 = 32 * 1024 * 1024;
+
+/// The least a stream reads at once: a few body pages.
+const BATCH_BYTES_MIN: u64 = 512 * 1024;
+
+/// The most a stream reads at once: a whole row group.
+const BATCH_BYTES_MAX: u64 = 8 * 1024 * 1024;
+
+/// The most events in one merged batch: keeps pauses and cancels prompt.
+const MERGED_EVENTS_MAX: usize = 1_024;
+
+/// A stream to read: its segments in order, and the sequence to begin after.
+#[derive(Debug, Clone)]
+pub struct StreamToRead {
+    /// Its name.
+    pub name: StreamName,
+    /// Its segments that may hold selected events, in order of sequence.
+    pub segments: Vec<SegmentToRead>,
+    /// The earliest `time` that any of them holds.
+    pub time_min: Timestamp,
+    /// Only events with a greater sequence are read.
+    pub after: Sequence,
+}
+
+/// A selected event and the stream it is of.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Selected {
+    /// The stream.
+    pub stream: StreamName,
+    /// The event.
+    pub event: Event,
+}
+
+/// The selected events of many streams, in one order.
+pub struct Merge {
+    store: Arc<dyn Store>,
+    selection: Arc<Selection>,
+    cursors: Vec<Cursor>,
+    batch_bytes: u64,
+    where_skipped: u64,
+}
+
+struct Cursor {
+    name: StreamName,
+    segments: VecDeque<SegmentToRead>,
+    scan: Option<Scan>,
+    batch: VecDeque<Event>,
+    /// Running maximum of `time`: where this stream stands in the order.
+    reached: Timestamp,
+    after: Sequence,
+}
+
+impl Merge {
+    /// Begins to read; opens no segment yet.
+    pub fn new(
+        store: Arc<dyn Store>,
+        selection: Arc<Selection>,
+        streams: impl IntoIterator<Item = StreamToRead>,
+    ) -> Self {
+        let mut cursors: Vec<Cursor> = streams
+            .into_iter()
+            .map(|stream| Cursor {
+                name: stream.name,
+                segments: stream.segments.into(),
+                scan: None,
+                batch: VecDeque::new(),
+                reached: stream.time_min,
+                after: stream.after,
+            })
+            .collect();
+        cursors.sort_by(|a, b| a.name.cmp(&b.name));
+        let share = READ_BYTES / u64::try_from(cursors.len().max(1)).unwrap_or(u64::MAX);
+        let batch_bytes = share.clamp(BATCH_BYTES_MIN, BATCH_BYTES_MAX);
+        Merge { store, selection, cursors, batch_bytes, where_skipped: 0 }
+    }
+
+    /// Returns the next events in order, never an empty batch; nothing at the end.
+    ///
+    /// Not cancel-safe: a dropped call loses its batch.
+    ///
+    /// # Errors
+    /// As [`Scan::next`].
+    pub async fn next(&mut self) -> Result<Option<Vec<Selected>>, EngineError> {
+        let mut merged = Vec::new();
+        while merged.len() < MERGED_EVENTS_MAX {
+            let Some(least) = self.least() else { break };
+            if self.cursors[least].batch.is_empty() {
+                // What is merged already need not wait for a read.
+                if !merged.is_empty() {
+                    break;
+                }
+                self.refill(least).await?;
+                continue;
+            }
+            let bound = self.bound_without(least);
+            let cursor = &mut self.cursors[least];
+            while merged.len() < MERGED_EVENTS_MAX {
+                let Some(event) = cursor.batch.front() else { break };
+                let at = (cursor.reached.max(event.time), &cursor.name);
+                if bound.as_ref().is_some_and(|(time, name)| at > (*time, name)) {
+                    cursor.reached = at.0;
+                    break;
+                }
+                cursor.reached = at.0;
+                let event = cursor.batch.pop_front().expect("there is a front");
+                merged.push(Selected { stream: cursor.name.clone(), event });
+            }
+        }
+        Ok((!merged.is_empty()).then_some(merged))
+    }
+
+    /// Returns how many events the expression failed on and were left out.
+    pub fn where_skipped(&self) -> u64 {
+        self.where_skipped
+    }
+
+    /// Returns the stream that comes first, among those that have or may have events.
+    fn least(&self) -> Option<usize> {
+        let standing = |(_, cursor): &(usize, &Cursor)| (cursor.reached, cursor.name.clone());
+        self.cursors
+            .iter()
+            .enumerate()
+            .filter(|(_, cursor)| !cursor.is_done())
+            .min_by_key(standing)
+            .map(|(at, _)| at)
+    }
+
+    /// Returns where the next stream after `least` stands.
+    fn bound_without(&self, least: usize) -> Option<(Timestamp, StreamName)> {
+        let others = self.cursors.iter().enumerate().filter(|(at, _)| *at != least);
+        others
+            .filter(|(_, cursor)| !cursor.is_done())
+            .map(|(_, cursor)| (cursor.reached, cursor.name.clone()))
+            .min()
+    }
+
+    async fn refill(&mut self, at: usize) -> Result<(), EngineError> {
+        let cursor = &mut self.cursors[at];
+        if let Some(scan) = &mut cursor.scan {
+            if let Some(events) = scan.next().await? {
+                cursor.batch = events.into();
+                // Standing moves with the first event, which may be far past the last one.
+                let first = cursor.batch.front().map_or(cursor.reached, |event| event.time);
+                cursor.reached = cursor.reached.max(first);
+                return Ok(());
+            }
+            self.where_skipped += scan.where_skipped;
+            cursor.scan = None;
+        }
+        if let Some(segment) = cursor.segments.pop_front() {
+            let (store, selection) = (Arc::clone(&self.store), Arc::clone(&self.selection));
+            let scan = Scan::open(store, &segment, selection, cursor.after, self.batch_bytes);
+            cursor.scan = Some(scan.await?);
+        }
+        Ok(())
+    }
+}
+
+impl Cursor {
+    fn is_done(&self) -> bool {
+        self.batch.is_empty() && self.scan.is_none() && self.segments.is_empty()
+    }
+}
+
+/// The last sequence of each stream up to which everything is dealt with.
+pub type Positions = BTreeMap<StreamName, Sequence>;

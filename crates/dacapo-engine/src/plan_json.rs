@@ -1,0 +1,376 @@
+//! Plans as JSON: what `dacapo plan --json` prints and `--out` saves. The only place where
+//! plan and request meet their wire form.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use dacapo_event::marking::Priority;
+use dacapo_filter::{SelectionSpec, WhereErrors};
+use dacapo_republish::{Pace, Speed};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::EngineError;
+use crate::plan::{Plan, PlannedSegment};
+use crate::request::{Request, Target};
+use crate::survey::{Gap, TargetFacts};
+
+/// The version of a saved plan; a reader refuses a higher one.
+const PLAN_FORMAT: u32 = 1;
+
+/// A saved plan of more bytes is refused: 100,000 segments come to about 30 MB.
+pub const PLAN_BYTES_MAX: u64 = 256 * 1024 * 1024;
+
+#[derive(Serialize, Deserialize)]
+struct PlanJson {
+    format: u32,
+    plan: String,
+    events: u64,
+    exact: bool,
+    by_type: BTreeMap<String, u64>,
+    by_type_exact: bool,
+    bytes: u64,
+    bytes_read: u64,
+    bytes_full_scan: u64,
+    requests: u64,
+    seconds: f64,
+    segments: u64,
+    first_time: Option<String>,
+    last_time: Option<String>,
+    gaps: Vec<GapJson>,
+    target: TargetFactsJson,
+    archive: String,
+    made_at: String,
+    request: RequestJson,
+    reads: Vec<SegmentJson>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct GapJson {
+    stream: String,
+    first_sequence: u64,
+    last_sequence: u64,
+}
+
+#[derive(Serialize, Deserialize)]
+struct TargetFactsJson {
+    name: String,
+    exists: Option<bool>,
+    depth: Option<u64>,
+    consumers: Option<u64>,
+    warnings: Vec<String>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct SegmentJson {
+    segment: String,
+    stream: String,
+    bytes: u64,
+    digest: String,
+    first_sequence: u64,
+    last_sequence: u64,
+    time_min: String,
+}
+
+#[derive(Serialize, Deserialize)]
+struct RequestJson {
+    selection: SelectionJson,
+    target: TargetJson,
+    pace: PaceJson,
+    window: std::num::NonZeroU32,
+    keep_priority: bool,
+}
+
+#[derive(Serialize, Deserialize, Default)]
+#[serde(default, deny_unknown_fields)]
+struct SelectionJson {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    from: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    to: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    types: Vec<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    routing_keys: Vec<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    exchanges: Vec<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    keys: Vec<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    ids: Vec<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    headers: Vec<(String, String)>,
+    #[serde(rename = "where", skip_serializing_if = "Option::is_none")]
+    where_: Option<String>,
+    skip_where_errors: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    descriptor_set_base64: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    message: Option<String>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+enum TargetJson {
+    Queue { queue: String },
+    QueueViaDefaultExchange { queue: String },
+    Exchange { exchange: String, routing_key: Option<String> },
+    Original,
+    File { path: PathBuf },
+}
+
+#[derive(Serialize, Deserialize, Default)]
+#[serde(default)]
+struct PaceJson {
+    rate: Option<std::num::NonZeroU32>,
+    byte_rate: Option<std::num::NonZeroU64>,
+    speed: Option<f64>,
+    ramp_seconds: Option<f64>,
+    queue_depth_max: Option<std::num::NonZeroU64>,
+}
+
+/// Returns the plan as one JSON object.
+pub fn to_json(plan: &Plan) -> Value {
+    let json = PlanJson {
+        format: PLAN_FORMAT,
+        plan: plan.hash().to_string(),
+        events: plan.events,
+        exact: plan.exact,
+        by_type: plan.by_type.clone(),
+        by_type_exact: plan.by_type_exact,
+        bytes: plan.bytes,
+        bytes_read: plan.bytes_read,
+        bytes_full_scan: plan.bytes_full_scan,
+        requests: plan.requests,
+        seconds: plan.seconds,
+        segments: plan.segments.len() as u64,
+        first_time: plan.first_time.map(|time| time.to_string()),
+        last_time: plan.last_time.map(|time| time.to_string()),
+        gaps: plan.gaps.iter().map(gap_to_json).collect(),
+        target: TargetFactsJson {
+            name: plan.request.target.to_string(),
+            exists: plan.target.exists,
+            depth: plan.target.depth,
+            consumers: plan.target.consumers,
+            warnings: plan.target.warnings.clone(),
+        },
+        archive: plan.archive.clone(),
+        made_at: plan.made_at.to_string(),
+        request: request_json(&plan.request),
+        reads: plan.segments.iter().map(segment_to_json).collect(),
+    };
+    value_of(&json)
+}
+
+/// Returns the plan that a saved JSON object is; `path` is named in errors.
+///
+/// # Errors
+/// It is not a plan, of a newer format, or was changed since it was saved (its hash differs).
+pub fn from_json(path: &str, text: &[u8]) -> Result<Plan, EngineError> {
+    let unreadable =
+        |problem: String| EngineError::Unreadable { path: path.to_owned(), problem };
+    let json: PlanJson = serde_json::from_slice(text)
+        .map_err(|error| unreadable(format!("not a plan of `dacapo plan --out`: {error}")))?;
+    if json.format > PLAN_FORMAT {
+        let version = json.format;
+        return Err(unreadable(format!("plan format {version} is newer than this dacapo; use a newer one")));
+    }
+    let parse = Parse { path };
+    let plan = Plan {
+        request: request_from_json(&parse, json.request)?,
+        archive: json.archive,
+        segments: json
+            .reads
+            .into_iter()
+            .map(|segment| segment_from_json(&parse, segment))
+            .collect::<Result<_, _>>()?,
+        events: json.events,
+        exact: json.exact,
+        by_type: json.by_type,
+        by_type_exact: json.by_type_exact,
+        bytes: json.bytes,
+        bytes_read: json.bytes_read,
+        bytes_full_scan: json.bytes_full_scan,
+        requests: json.requests,
+        seconds: json.seconds,
+        first_time: json.first_time.map(|time| parse.text(&time)).transpose()?,
+        last_time: json.last_time.map(|time| parse.text(&time)).transpose()?,
+        gaps: json
+            .gaps
+            .iter()
+            .map(|gap| {
+                let stream = parse.text(&gap.stream)?;
+                Ok(Gap { stream, first: gap.first_sequence, last: gap.last_sequence })
+            })
+            .collect::<Result<_, EngineError>>()?,
+        target: TargetFacts {
+            exists: json.target.exists,
+            depth: json.target.depth,
+            consumers: json.target.consumers,
+            warnings: json.target.warnings,
+        },
+        made_at: parse.text(&json.made_at)?,
+    };
+    if plan.hash().to_string() != json.plan {
+        return Err(unreadable("it was changed after it was saved (its hash differs); make a new plan".to_owned()));
+    }
+    Ok(plan)
+}
+
+/// Returns the part of a plan that says what is done: hashed, and kept with a replay.
+pub fn request_to_json(request: &Request) -> Value {
+    value_of(&request_json(request))
+}
+
+fn value_of(json: &impl Serialize) -> Value {
+    serde_json::to_value(json).expect("text, numbers and lists become JSON")
+}
+
+struct Parse<'a> {
+    path: &'a str,
+}
+
+impl Parse<'_> {
+    fn text<T>(&self, text: &str) -> Result<T, EngineError>
+    where
+        T: std::str::FromStr<Err = dacapo_event::ParseError>,
+    {
+        text.parse().map_err(|error: dacapo_event::ParseError| EngineError::Unreadable {
+            path: self.path.to_owned(),
+            problem: error.to_string(),
+        })
+    }
+
+    fn refused(&self, problem: &str) -> EngineError {
+        EngineError::Unreadable { path: self.path.to_owned(), problem: problem.to_owned() }
+    }
+}
+
+fn gap_to_json(gap: &Gap) -> GapJson {
+    GapJson { stream: gap.stream.to_string(), first_sequence: gap.first, last_sequence: gap.last }
+}
+
+fn segment_to_json(segment: &PlannedSegment) -> SegmentJson {
+    SegmentJson {
+        segment: segment.key.to_string(),
+        stream: segment.stream.to_string(),
+        bytes: segment.size,
+        digest: segment.digest.to_string(),
+        first_sequence: segment.first,
+        last_sequence: segment.last,
+        time_min: segment.time_min.to_string(),
+    }
+}
+
+fn segment_from_json(parse: &Parse<'_>, json: SegmentJson) -> Result<PlannedSegment, EngineError> {
+    Ok(PlannedSegment {
+        stream: parse.text(&json.stream)?,
+        key: parse.text(&json.segment)?,
+        size: json.bytes,
+        digest: parse.text(&json.digest)?,
+        first: json.first_sequence,
+        last: json.last_sequence,
+        time_min: parse.text(&json.time_min)?,
+    })
+}
+
+fn request_json(request: &Request) -> RequestJson {
+    let selection = &request.selection;
+    RequestJson {
+        selection: SelectionJson {
+            from: selection.from.map(|time| time.to_string()),
+            to: selection.to.map(|time| time.to_string()),
+            types: selection.types.clone(),
+            routing_keys: selection.routing_keys.clone(),
+            exchanges: selection.exchanges.clone(),
+            keys: selection.keys.clone(),
+            ids: selection.ids.clone(),
+            headers: selection.headers.clone(),
+            where_: selection.where_.clone(),
+            skip_where_errors: selection.where_errors == WhereErrors::Skip,
+            descriptor_set_base64: selection.descriptor_set.as_ref().map(|set| BASE64.encode(set)),
+            message: selection.message_type.clone(),
+        },
+        target: match request.target.clone() {
+            Target::Queue { queue } => TargetJson::Queue { queue },
+            Target::QueueViaDefaultExchange { queue } => TargetJson::QueueViaDefaultExchange { queue },
+            Target::Exchange { exchange, routing_key } => {
+                TargetJson::Exchange { exchange, routing_key }
+            }
+            Target::Original => TargetJson::Original,
+            Target::File { path } => TargetJson::File { path },
+        },
+        pace: PaceJson {
+            rate: request.pace.rate,
+            byte_rate: request.pace.byte_rate,
+            speed: request.pace.speed.map(|speed| speed.factor()),
+            ramp_seconds: request.pace.ramp.map(|ramp| ramp.as_secs_f64()),
+            queue_depth_max: request.pace.queue_depth_max,
+        },
+        window: request.window,
+        keep_priority: request.priority == Priority::Keep,
+    }
+}
+
+fn request_from_json(parse: &Parse<'_>, json: RequestJson) -> Result<Request, EngineError> {
+    let selection = json.selection;
+    let descriptor_set = selection
+        .descriptor_set_base64
+        .map(|text| BASE64.decode(text).map(Into::into))
+        .transpose()
+        .map_err(|_| parse.refused("its descriptor set is not base64"))?;
+    let speed = json.pace.speed.map(Speed::new).transpose();
+    let speed = speed.map_err(|error| parse.refused(&error.to_string()))?;
+    let ramp = json
+        .pace
+        .ramp_seconds
+        .map(Duration::try_from_secs_f64)
+        .transpose()
+        .map_err(|_| parse.refused("its ramp is not a number of seconds"))?;
+    Ok(Request {
+        selection: SelectionSpec {
+            from: selection.from.map(|time| parse.text(&time)).transpose()?,
+            to: selection.to.map(|time| parse.text(&time)).transpose()?,
+            types: selection.types,
+            routing_keys: selection.routing_keys,
+            exchanges: selection.exchanges,
+            keys: selection.keys,
+            ids: selection.ids,
+            headers: selection.headers,
+            where_: selection.where_,
+            where_errors: match selection.skip_where_errors {
+                true => WhereErrors::Skip,
+                false => WhereErrors::Stop,
+            },
+            descriptor_set,
+            message_type: selection.message,
+        },
+        target: match json.target {
+            TargetJson::Queue { queue } => Target::Queue { queue },
+            TargetJson::QueueViaDefaultExchange { queue } => Target::QueueViaDefaultExchange { queue },
+            TargetJson::Exchange { exchange, routing_key } => {
+                Target::Exchange { exchange, routing_key }
+            }
+            TargetJson::Original => Target::Original,
+            TargetJson::File { path } => Target::File { path },
+        },
+        pace: Pace {
+            rate: json.pace.rate,
+            byte_rate: json.pace.byte_rate,
+            speed,
+            ramp,
+            queue_depth_max: json.pace.queue_depth_max,
+        },
+        window: json.window,
+        priority: match json.keep_priority {
+            true => Priority::Keep,
+            false => Priority::Neutralise,
+        },
+    })
+}
+
+#[cfg(test)]
+mod tests;

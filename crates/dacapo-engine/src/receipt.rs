@@ -1,0 +1,87 @@
+//! What a replay did, exactly.
+
+use serde_json::{Value, json};
+
+use crate::journal::{Counts, Phase};
+use crate::plan::Plan;
+use crate::state::ReplayId;
+
+/// The outcome of a replay over all its runs so far.
+///
+/// It balances: `selected = confirmed + rejected + remaining`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Receipt {
+    /// The replay.
+    pub id: ReplayId,
+    /// How it stands.
+    pub phase: Phase,
+    /// How many events are selected.
+    pub selected: u64,
+    /// Whether `selected` and `remaining` are exact; they are once the replay has completed, or if
+    /// the plan was.
+    pub selected_exact: bool,
+    /// The counts.
+    pub counts: Counts,
+    /// What a full scan of the archive would have read.
+    pub bytes_full_scan: u64,
+    /// The hash of the plan.
+    pub plan: String,
+    /// Where the events went.
+    pub target: String,
+    /// The event that was refused and why, if one was.
+    pub refusal: Option<String>,
+}
+
+impl Receipt {
+    /// Returns the receipt of a plan that has come so far.
+    pub fn new(id: ReplayId, phase: Phase, plan: &Plan, counts: Counts) -> Self {
+        let done = counts.confirmed + counts.rejected;
+        let (selected, selected_exact) = match phase {
+            Phase::Completed => (done, true),
+            // An estimate cannot be less than what was there.
+            _ => (plan.events.max(done), plan.exact && counts.where_skipped == 0),
+        };
+        Receipt {
+            id,
+            phase,
+            selected,
+            selected_exact,
+            counts,
+            bytes_full_scan: plan.bytes_full_scan,
+            plan: plan.hash().to_string(),
+            target: plan.request.target.to_string(),
+            refusal: None,
+        }
+    }
+
+    /// Returns how many events are selected and neither confirmed nor rejected.
+    pub fn remaining(&self) -> u64 {
+        self.selected - self.counts.confirmed - self.counts.rejected
+    }
+
+    /// Returns the receipt as one JSON object.
+    pub fn to_json(&self) -> Value {
+        let counts = &self.counts;
+        json!({
+            "replay": self.id.as_str(),
+            "state": self.phase.as_str(),
+            "selected": self.selected,
+            "selected_exact": self.selected_exact,
+            "confirmed": counts.confirmed,
+            "rejected": counts.rejected,
+            "remaining": self.remaining(),
+            "possible_repeats": counts.possible_repeats,
+            "reordered": counts.reordered,
+            "where_skipped": counts.where_skipped,
+            "bytes": counts.bytes,
+            "bytes_read": counts.bytes_read,
+            "bytes_full_scan": self.bytes_full_scan,
+            "requests": counts.requests,
+            "seconds": counts.seconds,
+            "runs": counts.runs,
+            "target": self.target,
+            "plan": self.plan,
+            "refusal": self.refusal,
+        })
+    }
+}

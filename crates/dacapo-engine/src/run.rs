@@ -1,0 +1,311 @@
+//! Carries out a plan: reads, marks, publishes, and keeps the journal.
+//!
+//! Decides nothing about what is published or where; that is in the plan. Reading ahead
+//! and publishing go on side by side within one future, bounded by a short queue.
+
+use std::collections::VecDeque;
+use std::num::NonZeroUsize;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use dacapo_archive::store::Store;
+use dacapo_archive::store::metered::Metered;
+use dacapo_bus::Connect;
+use dacapo_event::{Clock, Sequence, ShortStr, StreamName, marking};
+use dacapo_filter::Selection;
+use dacapo_republish::{
+    Config, Control, How, Outgoing, Progress, RepublishError, Totals, WindowLimits, republish,
+};
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+use tokio_stream::wrappers::ReceiverStream;
+
+use crate::EngineError;
+use crate::export;
+use crate::journal::{Counts, Journal, Phase, Standing};
+use crate::merge::{Merge, Positions, Selected};
+use crate::plan::Plan;
+use crate::receipt::Receipt;
+use crate::state::{Control as Asked, Locked, ReplayId, State};
+
+/// Batches that lie ready between reading and publishing: one to go on with while the next is
+/// decoded.
+const BATCHES_AHEAD: usize = 2;
+
+/// How often the state directory is looked at for what another terminal asks.
+const CONTROL_INTERVAL: Duration = Duration::from_millis(250);
+
+/// A replay, ready to run.
+pub struct Replay<'a> {
+    /// Where its journal and receipt are.
+    pub state: &'a State,
+    /// Its lock; nobody else runs it.
+    pub locked: &'a Locked,
+    /// What it does.
+    pub plan: &'a Plan,
+    /// Where it reads.
+    pub store: Arc<dyn Store>,
+    /// Where it publishes.
+    pub target: &'a dyn Connect,
+    /// Tells the time for the journal.
+    pub clock: Clock,
+}
+
+/// How a run ended: the receipt always, and what went wrong if something did.
+#[derive(Debug)]
+pub struct Finished {
+    /// What was done, over all runs; written to the state directory.
+    pub receipt: Receipt,
+    /// Why it is not complete, unless it is or was interrupted on purpose.
+    pub error: Option<EngineError>,
+}
+
+/// What lies between the archive and the bus, by stream and sequence, in order of publishing.
+type Emitted = Arc<Mutex<VecDeque<(StreamName, Sequence)>>>;
+
+impl Replay<'_> {
+    /// Publishes what is not confirmed yet, until all is, `control` says stop, or something fails.
+    ///
+    /// # Errors
+    /// The journal or the receipt cannot be written, or the replay has ended for good before.
+    /// Everything else is in [`Finished::error`], beside the receipt.
+    pub async fn run(
+        &self,
+        control: watch::Receiver<Control>,
+        progress: &watch::Sender<Progress>,
+    ) -> Result<Finished, EngineError> {
+        let id = &self.locked.id;
+        let (mut journal, standing) = Journal::open(&self.state.journal_path(id))?;
+        if !standing.phase.is_resumable() {
+            return Err(EngineError::WrongState {
+                id: id.to_string(),
+                state: standing.phase.as_str().to_owned(),
+                hint: "there is nothing to resume; `dacapo replays show` prints its receipt".to_owned(),
+            });
+        }
+        let selection = Arc::new(Selection::compile(self.plan.request.selection.clone())?);
+        let mut counts = self.counts_to_go_on_with(&standing);
+        journal.began((self.clock)())?;
+        counts.runs += 1;
+
+        let metered = Arc::new(Metered::new(Arc::clone(&self.store)));
+        let store: Arc<dyn Store> = Arc::clone(&metered) as Arc<dyn Store>;
+        let streams = self.plan.streams(&standing.positions);
+        let merge = Merge::new(store, selection, streams);
+        let emitted = Emitted::default();
+        let (batches, input) = mpsc::channel(BATCHES_AHEAD);
+        let mut checkpoints = Checkpoints {
+            journal: &mut journal,
+            emitted: Arc::clone(&emitted),
+            popped: 0,
+            before: counts,
+            counts,
+            positions: standing.positions,
+            metered: &metered,
+            began: Instant::now(),
+        };
+        let config = Config {
+            pace: self.plan.request.pace,
+            window: WindowLimits {
+                messages: NonZeroUsize::try_from(self.plan.request.window)
+                    .expect("32 bits fit a usize on every platform with a broker"),
+                ..WindowLimits::default()
+            },
+        };
+        let publish = republish(
+            self.target,
+            ReceiverStream::new(input),
+            &config,
+            &mut checkpoints,
+            control,
+            progress,
+        );
+        let read = self.read(merge, emitted, batches);
+        let (ended, where_skipped) = tokio::join!(publish, read);
+
+        checkpoints.update(&ended.totals);
+        let Checkpoints { mut counts, positions, .. } = checkpoints;
+        counts.where_skipped += where_skipped;
+        counts.rejected = 0;
+        let (phase, refusal, error) = match ended.how {
+            How::Completed => (Phase::Completed, None, None),
+            How::Interrupted if self.state.control(id) == Asked::Cancel => {
+                (Phase::Cancelled, None, None)
+            }
+            How::Interrupted => (Phase::Interrupted, None, None),
+            How::Rejected { id: event, reason } => {
+                counts.rejected = 1;
+                let refusal = format!("event `{event}`: {reason}");
+                (Phase::Rejected, Some(refusal), Some(self.rejected(event, reason)))
+            }
+            How::Failed(error) => (Phase::Interrupted, None, Some(from_republish(error)?)),
+        };
+        journal.ended((self.clock)(), phase, &counts, &positions)?;
+        let receipt = Receipt { refusal, ..Receipt::new(id.clone(), phase, self.plan, counts) };
+        self.state.write_receipt(id, &receipt.to_json())?;
+        // What is left of a clean run is an exchange without use; the next run declares it again.
+        let error = match self.target.dismantle().await {
+            Err(problem) if error.is_none() && phase == Phase::Completed => Some(problem.into()),
+            _ => error,
+        };
+        Ok(Finished { receipt, error })
+    }
+
+    /// A run that was killed may have published up to a window beyond its last checkpoint.
+    fn counts_to_go_on_with(&self, standing: &Standing) -> Counts {
+        let mut counts = standing.counts;
+        counts.rejected = 0;
+        if standing.phase == Phase::Running {
+            let left = match self.plan.exact {
+                true => self.plan.events.saturating_sub(counts.confirmed),
+                false => u64::MAX,
+            };
+            counts.possible_repeats += u64::from(self.plan.request.window.get()).min(left);
+        }
+        counts
+    }
+
+    /// Feeds the selected events to the publisher; returns how many the expression failed on.
+    async fn read(
+        &self,
+        mut merge: Merge,
+        emitted: Emitted,
+        batches: mpsc::Sender<Result<Vec<Outgoing<()>>, EngineError>>,
+    ) -> u64 {
+        let replay = ShortStr::try_from(self.locked.id.as_str())
+            .expect("a replay's id is shorter than 255 bytes");
+        loop {
+            let batch = match merge.next().await {
+                Ok(Some(selected)) => Ok(selected),
+                Ok(None) => break,
+                Err(error) => Err(error),
+            };
+            let failed = batch.is_err();
+            let batch = batch.map(|selected| self.outgoing(selected, &replay, &emitted));
+            // A closed channel means that publishing has ended; its reason is told there.
+            if batches.send(batch).await.is_err() || failed {
+                break;
+            }
+        }
+        merge.where_skipped()
+    }
+
+    fn outgoing(
+        &self,
+        selected: Vec<Selected>,
+        replay: &ShortStr,
+        emitted: &Emitted,
+    ) -> Vec<Outgoing<()>> {
+        let mut queue = emitted.lock().expect("no holder of this lock panics");
+        let prepare = |selected: Selected| {
+            queue.push_back((selected.stream.clone(), selected.event.sequence));
+            let message = match self.plan.request.target.is_bus() {
+                true => marking::mark(&selected.event, replay, self.plan.request.priority),
+                false => export::json_line(&selected),
+            };
+            let event = selected.event;
+            Outgoing { position: (), id: event.id, time: event.time, message }
+        };
+        selected.into_iter().map(prepare).collect()
+    }
+
+    fn rejected(&self, event: String, reason: String) -> EngineError {
+        let id = &self.locked.id;
+        EngineError::Rejected {
+            event,
+            hint: format!("mend {} and go on with `dacapo replay resume {id}`", self.plan.request.target),
+            reason,
+        }
+    }
+}
+
+/// Turns a republisher's failure into the engine's; that of the journal ends the run at once.
+fn from_republish(
+    error: RepublishError<EngineError, EngineError>,
+) -> Result<EngineError, EngineError> {
+    match error {
+        RepublishError::Bus(error) => Ok(error.into()),
+        RepublishError::Input(error) => Ok(error),
+        RepublishError::Journal(error) => Err(error),
+        RepublishError::GaveUp { attempts, source } => {
+            Ok(EngineError::GaveUp { attempts, source })
+        }
+        RepublishError::DepthUnknown => Ok(EngineError::DepthUnknown),
+    }
+}
+
+/// Turns confirms, which come in order of publishing, into positions of streams.
+struct Checkpoints<'a> {
+    journal: &'a mut Journal,
+    emitted: Emitted,
+    /// How many of this run's events were taken off `emitted`.
+    popped: u64,
+    before: Counts,
+    counts: Counts,
+    positions: Positions,
+    metered: &'a Metered,
+    began: Instant,
+}
+
+impl Checkpoints<'_> {
+    fn update(&mut self, totals: &Totals) {
+        let read = self.metered.totals();
+        self.counts = Counts {
+            confirmed: self.before.confirmed + totals.confirmed,
+            possible_repeats: self.before.possible_repeats + totals.possible_repeats,
+            reordered: self.before.reordered + totals.reordered,
+            bytes: self.before.bytes + totals.bytes,
+            bytes_read: self.before.bytes_read + read.bytes,
+            requests: self.before.requests + read.requests,
+            seconds: self.before.seconds + self.began.elapsed().as_secs_f64(),
+            ..self.before
+        };
+    }
+}
+
+impl dacapo_republish::Journal<()> for Checkpoints<'_> {
+    type Error = EngineError;
+
+    fn confirmed(&mut self, (): &(), totals: &Totals) -> Result<(), EngineError> {
+        {
+            let mut emitted = self.emitted.lock().expect("no holder of this lock panics");
+            while self.popped < totals.confirmed {
+                let (stream, sequence) =
+                    emitted.pop_front().expect("what is confirmed was emitted");
+                self.popped += 1;
+                match self.positions.get_mut(&stream) {
+                    Some(position) => *position = sequence,
+                    None => drop(self.positions.insert(stream, sequence)),
+                }
+            }
+        }
+        self.update(totals);
+        self.journal.checkpoint(&self.counts, &self.positions)
+    }
+}
+
+/// Passes on what another terminal asks of a running replay, until dropped.
+///
+/// `stop` is sent as well when the operator cancels; whoever stops for another reason sends it
+/// themselves.
+pub async fn obey(state: &State, id: &ReplayId, control: &watch::Sender<Control>) {
+    let mut ticks = tokio::time::interval(CONTROL_INTERVAL);
+    loop {
+        ticks.tick().await;
+        let wanted = match state.control(id) {
+            Asked::Run => Control::Run,
+            Asked::Pause => Control::Pause,
+            Asked::Cancel => Control::Stop,
+        };
+        control.send_if_modified(|current| {
+            let change = *current != wanted && *current != Control::Stop;
+            if change {
+                *current = wanted;
+            }
+            change
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests;

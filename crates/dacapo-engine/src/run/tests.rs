@@ -1,0 +1,1 @@
+//! Whole replays on the bus in memory: completed, stopped, killed, refused.

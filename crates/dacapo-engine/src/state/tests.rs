@@ -1,0 +1,1 @@
+//! Replays on disk: found, locked, and never half-written.

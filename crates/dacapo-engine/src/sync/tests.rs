@@ -1,0 +1,1 @@
+//! The index follows the archive, and says what it could not read.
