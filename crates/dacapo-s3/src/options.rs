@@ -164,7 +164,7 @@ impl S3Options {
         match provider.provide_credentials().await {
             Ok(_) => Ok(()),
             Err(error) => Err(StoreError::Denied {
-                key: self.prefix.clone(),
+                key: self.bucket.clone(),
                 location: self.location(),
                 reason: format!("no AWS credentials were found: {}", DisplayErrorContext(error)),
             }),
@@ -173,7 +173,7 @@ impl S3Options {
 
     fn permanent(&self, reason: &str) -> StoreError {
         StoreError::Permanent {
-            key: self.prefix.clone(),
+            key: self.bucket.clone(),
             location: self.location(),
             reason: reason.to_owned(),
         }

@@ -17,8 +17,8 @@ use crate::answer::{Refusal, expected_length, range_header};
 use crate::listing::{Answer, Ask, Depth, Step, Walk};
 
 /// How often a conditional put is tried that met another one under way. S3 decides between the two
-/// within milliseconds; together with the waits this is about five seconds.
-const CONFLICT_ATTEMPTS_MAX: u32 = 10;
+/// within milliseconds; together with the waits this is over a second.
+const CONFLICT_ATTEMPTS_MAX: u32 = 8;
 /// The wait after the first conflict; doubled after each further one.
 const CONFLICT_WAIT: Duration = Duration::from_millis(10);
 /// How often a get is tried whose body broke off; the SDK retries only until the body begins.
@@ -162,8 +162,10 @@ impl S3Store {
 #[async_trait]
 impl Store for S3Store {
     async fn put_new(&self, key: &ObjectKey, bytes: Bytes) -> Result<Put, StoreError> {
-        let mut wait = CONFLICT_WAIT;
-        for _ in 0..CONFLICT_ATTEMPTS_MAX {
+        for attempt in 0..CONFLICT_ATTEMPTS_MAX {
+            if attempt > 0 {
+                tokio::time::sleep(CONFLICT_WAIT * 2_u32.pow(attempt - 1)).await;
+            }
             let put = self
                 .client
                 .put_object()
@@ -188,8 +190,6 @@ impl Store for S3Store {
             } else {
                 return Err(refusal.into_error(key.as_str(), &self.location, None));
             }
-            tokio::time::sleep(wait).await;
-            wait *= 2;
         }
         let reason = format!("others were writing it in each of {CONFLICT_ATTEMPTS_MAX} attempts");
         Err(self.unavailable(key, reason))
@@ -251,7 +251,7 @@ impl Store for S3Store {
                 let reason = format!(
                     "the server lists `{next}` after `{key}`; listings in such an order cannot be used"
                 );
-                Err(self.permanent(prefix, reason))
+                Err(self.permanent(named(prefix), reason))
             }
         }
     }
@@ -308,7 +308,7 @@ impl S3Store {
             .send()
             .await
             .map_err(|error| {
-                match Refusal::of(&error).into_error(&prefix, &self.location, None) {
+                match Refusal::of(&error).into_error(named(&prefix), &self.location, None) {
                     // A listing of nothing is empty; only a bucket can be missing.
                     StoreError::NotFound { location, .. } => {
                         let hint = "check the bucket's name and `AWS_ENDPOINT_URL`".to_owned();
@@ -327,10 +327,15 @@ impl S3Store {
         };
         if page.is_truncated().unwrap_or(false) && answer.continuation.is_none() {
             let reason = "the server's listing says that it goes on, and not where";
-            return Err(self.permanent(&prefix, reason.to_owned()));
+            return Err(self.permanent(named(&prefix), reason.to_owned()));
         }
         Ok(answer)
     }
+}
+
+/// Returns how a listing's prefix is named in a message.
+fn named(prefix: &str) -> &str {
+    if prefix.is_empty() { "." } else { prefix }
 }
 
 fn storage_class(error: &SdkError<GetObjectError, config::http::HttpResponse>) -> Option<String> {
@@ -365,3 +370,6 @@ async fn receive(mut body: ByteStream, expected: Option<u64>) -> Body {
         _ => Body::Whole(bytes.freeze()),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -124,7 +124,8 @@ impl Store for FileStore {
         let (prefix, after) = (prefix.to_owned(), after.cloned());
         self.run(move |root| {
             let page = listing::list(&root.path, &prefix, after.as_ref());
-            page.map_err(|error| root.failed(&prefix, error))
+            let named = if prefix.is_empty() { WHOLE } else { &prefix };
+            page.map_err(|error| root.failed(named, error))
         })
         .await
     }
