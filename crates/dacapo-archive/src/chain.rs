@@ -119,7 +119,8 @@ impl ChainEntry {
 }
 
 impl Head {
-    pub(crate) fn to_bytes(&self) -> Bytes {
+    /// Returns the head as the object that it is kept in.
+    pub fn to_bytes(&self) -> Bytes {
         to_json(&HeadJson {
             format: JSON_FORMAT,
             stream: self.stream.to_string(),

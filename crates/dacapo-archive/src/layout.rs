@@ -69,7 +69,8 @@ pub fn parse_head(key: &ObjectKey) -> Option<StreamName> {
 }
 
 fn parse_sequence(digits: &str) -> Option<Sequence> {
-    (digits.len() == 20 && digits.bytes().all(|b| b.is_ascii_digit())).then(|| digits.parse().ok())?
+    (digits.len() == 20 && digits.bytes().all(|b| b.is_ascii_digit()))
+        .then(|| digits.parse().ok())?
 }
 
 fn key(text: String) -> ObjectKey {
@@ -96,7 +97,12 @@ mod tests {
 
     #[test]
     fn other_objects_are_not_taken_for_ours() {
-        for text in ["segments/readme.txt", "segments/stream=a/date=x/hour=y/1.parquet", "chain/a/x.json", "heads/a"] {
+        for text in [
+            "segments/readme.txt",
+            "segments/stream=a/date=x/hour=y/1.parquet",
+            "chain/a/x.json",
+            "heads/a",
+        ] {
             let key: ObjectKey = text.parse().unwrap();
             assert_eq!(parse_segment(&key), None, "{text}");
             assert_eq!(parse_chain_entry(&key), None, "{text}");

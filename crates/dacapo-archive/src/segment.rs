@@ -4,7 +4,6 @@
 //! thread. Memory is that of the pages asked for, so the caller bounds it by the rows
 //! it asks for ([`Segment::batches`]).
 
-use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -114,6 +113,17 @@ impl PrunedBy {
     }
 }
 
+/// The bloom filter of one column of one row group.
+#[derive(Debug)]
+pub struct Bloom(Sbbf);
+
+impl Bloom {
+    /// Returns whether the column may hold this text; false is certain.
+    pub fn may_contain(&self, text: &str) -> bool {
+        self.0.check(text)
+    }
+}
+
 /// What the page index says of one page.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum PageBounds<'a> {
@@ -215,22 +225,16 @@ impl Segment {
         rows
     }
 
-    /// Returns which of `texts` a row group may hold by its bloom filter; all of them if it has
-    /// none. One request.
+    /// Returns the bloom filter of a column in a row group, or nothing if it has none. One request.
     ///
     /// # Errors
     /// The store fails, or the filter is not readable.
-    pub async fn maybe_holds(
-        &self,
-        group: usize,
-        by: PrunedBy,
-        texts: &BTreeSet<String>,
-    ) -> Result<BTreeSet<String>, ArchiveError> {
+    pub async fn bloom(&self, group: usize, by: PrunedBy) -> Result<Option<Bloom>, ArchiveError> {
         let chunk = self.metadata.row_group(group).column(by.column().index());
         let (Some(offset), Some(length)) =
             (chunk.bloom_filter_offset(), chunk.bloom_filter_length())
         else {
-            return Ok(texts.clone());
+            return Ok(None);
         };
         let damaged = || self.damaged("a bloom filter lies outside the object");
         let start = u64::try_from(offset).map_err(|_| damaged())?;
@@ -240,7 +244,7 @@ impl Segment {
         }
         let bytes = self.store.get(&self.summary.key, ByteRange::Span(start, end)).await?;
         let filter = Sbbf::from_bytes(&bytes).map_err(|error| self.damaged(error))?;
-        Ok(texts.iter().filter(|text| filter.check(text.as_str())).cloned().collect())
+        Ok(Some(Bloom(filter)))
     }
 
     /// Splits `rows` so that the pages of each part's bodies decode to about `bytes` at most (a

@@ -130,7 +130,7 @@ impl Inventory {
             match Head::from_bytes(&object.key, &bytes) {
                 Ok(head) if head.stream == stream => drop(inventory.heads.insert(stream, head)),
                 Ok(head) => {
-                    report.problem(&object.key, format!("is the head of `{}`", head.stream))
+                    report.problem(&object.key, format!("is the head of `{}`", head.stream));
                 }
                 Err(error) => report.problem(&object.key, problem_of(&error)),
             }
