@@ -19,15 +19,24 @@ use crate::wire::{self, Consumer, Order};
 /// out of the same source with everything as it was published.
 #[derive(Debug, Clone)]
 pub struct AmqpSubscribe {
-    /// The broker.
-    pub broker: Broker,
-    /// The archiver's own queue.
-    pub queue: String,
-    /// What is bound to it; bindings that are there already stay.
-    pub bindings: Vec<Binding>,
-    /// How many messages of each queue may be delivered and not acked. All of them may be in
-    /// memory at once.
-    pub prefetch: NonZeroU16,
+    broker: Broker,
+    queue: String,
+    bindings: Vec<Binding>,
+    prefetch: NonZeroU16,
+}
+
+impl AmqpSubscribe {
+    /// Returns a way to `queue`, the archiver's own, with `bindings` (those that are there already
+    /// stay) and at most `prefetch` messages of it, and as many of its parking queue, delivered and
+    /// not acked. All of those may be in memory at once.
+    pub fn new(
+        broker: Broker,
+        queue: impl Into<String>,
+        bindings: Vec<Binding>,
+        prefetch: NonZeroU16,
+    ) -> Self {
+        AmqpSubscribe { broker, queue: queue.into(), bindings, prefetch }
+    }
 }
 
 #[async_trait]

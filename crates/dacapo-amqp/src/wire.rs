@@ -10,6 +10,7 @@
 //!
 //! Not here: publishing and declaring, which lapin does.
 
+mod arriving;
 mod frame;
 mod link;
 mod properties;
@@ -28,7 +29,9 @@ use dacapo_bus::BusError;
 /// Connects, reads what the broker says it is, and closes.
 pub(crate) async fn product(broker: &Broker) -> Result<Product, BusError> {
     let mut link = Link::open(broker).await?;
-    link.close().await?;
+    if let Err(error) = link.close().await {
+        tracing::debug!(%error, "not closed in order");
+    }
     Ok(link.product)
 }
 

@@ -1,7 +1,11 @@
 //! The product against a real RabbitMQ and a real S3 server, through the doors a user has, with
 //! witnesses that share no code with it. Started by `integration/test`.
 
+mod amqp_direct;
+mod amqp_sink;
+mod amqp_source;
 mod harness;
+mod s3_store;
 mod witnesses;
 
-use dacapo_integration::{dacapo, services, witness};
+use dacapo_integration::{services, witness};

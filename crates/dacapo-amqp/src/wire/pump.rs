@@ -12,19 +12,19 @@
 use std::collections::VecDeque;
 use std::num::NonZeroU16;
 
-use bytes::{Buf, BufMut, Bytes, BytesMut};
-use dacapo_bus::{BusError, Delivery, DeliveryTag, Parked};
-use dacapo_event::{Message, ShortStr};
+use bytes::{Buf, BufMut, Bytes};
+use dacapo_bus::{BusError, Delivery, DeliveryTag};
+use dacapo_event::ShortStr;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use super::Malformed;
+use super::arriving::Arriving;
 use super::frame::{BODY, Frame, HEADER, HEARTBEAT, METHOD, put_short, take_short};
 use super::link::{Link, Method, method_of, methods};
-use super::properties::{self, Reading};
 use crate::Broker;
+use crate::connect::{ANSWER_DEADLINE, CONNECT_DEADLINE};
 use crate::error::{Doing, lost};
-use crate::parked;
 
 /// The channel that consumes.
 const DELIVERIES: u16 = 1;
@@ -35,14 +35,8 @@ const QUESTIONS: u16 = 2;
 const MAIN: &[u8] = b"main";
 const PARKED: &[u8] = b"parked";
 
-/// The most that a body may claim to have: RabbitMQ's own limit on `max_message_size`.
-const BODY_BYTES_MAX: u64 = 512 * 1024 * 1024;
-
 /// Orders that may wait: the source has one caller, who waits for each.
 const ORDERS: usize = 8;
-
-/// The reason of a message that is not text where AMQP says it is.
-const UNREADABLE: &str = "unreadable";
 
 /// The queue to consume and the one it parks in.
 #[derive(Debug, Clone)]
@@ -98,9 +92,12 @@ pub(crate) async fn start(
         runtime.block_on(async {
             match Pump::open(&broker, queues, prefetch, sender).await {
                 Ok(mut pump) => {
-                    report(opened, Ok(()));
+                    pump.opened = Some(opened);
                     let outcome = pump.run(order_queue).await;
-                    report(end, outcome);
+                    match pump.opened {
+                        Some(opened) => report(opened, outcome),
+                        None => report(end, outcome),
+                    }
                 }
                 Err(error) => report(opened, Err(error)),
             }
@@ -110,7 +107,17 @@ pub(crate) async fn start(
         .name("dacapo-consumer".to_owned())
         .spawn(run)
         .map_err(|error| lost(&peer, format!("no thread for it: {error}")))?;
-    wait_opened.await.map_err(|_| lost(&peer, "its thread ended"))??;
+    // Given up, the orders are dropped, and the thread ends.
+    tokio::time::timeout(CONNECT_DEADLINE + ANSWER_DEADLINE, wait_opened)
+        .await
+        .map_err(|_| {
+            let reason = format!(
+                "consuming was not answered within {ANSWER_DEADLINE:?}; if that goes on, the queue \
+                 has no leader (`rabbitmq-queues quorum_status`)"
+            );
+            lost(&peer, reason)
+        })?
+        .map_err(|_| lost(&peer, "its thread ended"))??;
     Ok(Consumer { deliveries, orders, ended, peer })
 }
 
@@ -125,32 +132,13 @@ struct Pump {
     link: Link,
     queues: Queues,
     deliveries: mpsc::Sender<Delivery>,
+    /// Who waits for the broker to answer both `basic.consume`; none once it has.
+    opened: Option<oneshot::Sender<Result<(), BusError>>>,
+    /// How many of them it has not answered.
+    answers_left: u8,
     arriving: Option<Arriving>,
     questions: VecDeque<Question>,
     acked: DeliveryTag,
-}
-
-/// A delivery whose frames have not all come.
-struct Arriving {
-    parked: bool,
-    tag: DeliveryTag,
-    redelivered: bool,
-    exchange: ShortStr,
-    routing_key: ShortStr,
-    content: Option<Content>,
-}
-
-struct Content {
-    properties: dacapo_event::Properties,
-    reading: Reading,
-    size: usize,
-    body: Body,
-}
-
-/// A body is mostly one frame, whose bytes are taken as they are.
-enum Body {
-    Whole(Bytes),
-    Growing(BytesMut),
 }
 
 /// A depth that was asked for; two queues answer.
@@ -194,27 +182,19 @@ impl Pump {
             });
         }
         link.flush().await?;
-        let mut pump =
-            Pump { link, queues, deliveries, arriving: None, questions: VecDeque::new(), acked: 0 };
-        let consuming = async {
-            let mut answers_left = 2;
-            while answers_left > 0 {
-                pump.link.fill().await?;
-                while let Some(frame) = pump.link.arrived()? {
-                    if pump.take(frame)? == Taken::ConsumeOk {
-                        answers_left -= 1;
-                    }
-                }
-            }
-            Ok(())
-        };
-        let deadline = crate::connect::ANSWER_DEADLINE;
-        match tokio::time::timeout(deadline, consuming).await {
-            Ok(done) => done.map(|()| pump),
-            Err(_) => Err(lost(&broker.peer(), format!("no answer within {deadline:?}"))),
-        }
+        Ok(Pump {
+            link,
+            queues,
+            deliveries,
+            opened: None,
+            answers_left: 2,
+            arriving: None,
+            questions: VecDeque::new(),
+            acked: 0,
+        })
     }
 
+    /// Serves the connection until it ends: in order, or with an error.
     async fn run(&mut self, mut orders: mpsc::Receiver<Order>) -> Result<(), BusError> {
         let mut beats = tokio::time::interval(self.link.heartbeat / 2);
         loop {
@@ -289,9 +269,9 @@ impl Pump {
         self.link.flush().await
     }
 
-    fn take(&mut self, frame: Frame) -> Result<Taken, BusError> {
+    fn take(&mut self, frame: Frame) -> Result<(), BusError> {
         match frame.kind {
-            HEARTBEAT => Ok(Taken::Other),
+            HEARTBEAT => Ok(()),
             METHOD => {
                 let method = method_of(frame.payload).map_err(|Malformed| self.link.garbled())?;
                 self.take_method(method)
@@ -302,13 +282,20 @@ impl Pump {
         }
     }
 
-    fn take_method(&mut self, method: Method) -> Result<Taken, BusError> {
+    fn take_method(&mut self, method: Method) -> Result<(), BusError> {
         let garbled = |Malformed| self.link.garbled();
         match method.number {
             methods::BASIC_DELIVER => {
-                self.arriving = Some(arriving(method.arguments).map_err(garbled)?);
+                self.arriving = Some(Arriving::new(method.arguments, PARKED).map_err(garbled)?);
             }
-            methods::BASIC_CONSUME_OK => return Ok(Taken::ConsumeOk),
+            methods::BASIC_CONSUME_OK => {
+                self.answers_left = self.answers_left.saturating_sub(1);
+                if self.answers_left == 0
+                    && let Some(opened) = self.opened.take()
+                {
+                    report(opened, Ok(()));
+                }
+            }
             methods::QUEUE_DECLARE_OK => {
                 let ready = ready(method.arguments).map_err(garbled)?;
                 self.answer(ready);
@@ -321,7 +308,7 @@ impl Pump {
             }
             _ => return Err(self.link.close_said(method, Doing::Consuming)),
         }
-        Ok(Taken::Other)
+        Ok(())
     }
 
     fn answer(&mut self, ready: u64) {
@@ -347,62 +334,27 @@ impl Pump {
         }
     }
 
-    fn take_header(&mut self, mut payload: Bytes) -> Result<Taken, BusError> {
-        let size = header_size(&mut payload).map_err(|Malformed| self.link.garbled())?;
-        let Some(arriving) = &mut self.arriving else { return Err(self.link.garbled()) };
-        let (properties, reading) = properties::decode(payload);
-        let body = Body::Whole(Bytes::new());
-        arriving.content = Some(Content { properties, reading, size, body });
+    fn take_header(&mut self, payload: Bytes) -> Result<(), BusError> {
+        let arriving = self.arriving.as_mut().ok_or(Malformed);
+        let taken = arriving.and_then(|arriving| arriving.take_header(payload));
+        taken.map_err(|Malformed| self.link.garbled())?;
         self.deliver_if_whole()
     }
 
-    fn take_body(&mut self, payload: Bytes) -> Result<Taken, BusError> {
-        let content = self.arriving.as_mut().and_then(|arriving| arriving.content.as_mut());
-        let Some(content) = content else { return Err(self.link.garbled()) };
-        content.body = match std::mem::replace(&mut content.body, Body::Whole(Bytes::new())) {
-            Body::Whole(bytes) if bytes.is_empty() => Body::Whole(payload),
-            Body::Whole(first) => {
-                let mut growing = BytesMut::with_capacity(content.size);
-                growing.put(first);
-                growing.put(payload);
-                Body::Growing(growing)
-            }
-            Body::Growing(mut growing) => {
-                growing.put(payload);
-                Body::Growing(growing)
-            }
-        };
+    fn take_body(&mut self, payload: Bytes) -> Result<(), BusError> {
+        let arriving = self.arriving.as_mut().ok_or(Malformed);
+        let taken = arriving.and_then(|arriving| arriving.take_body(payload));
+        taken.map_err(|Malformed| self.link.garbled())?;
         self.deliver_if_whole()
     }
 
-    fn deliver_if_whole(&mut self) -> Result<Taken, BusError> {
-        let whole = self.arriving.take_if(|arriving| {
-            arriving.content.as_ref().is_some_and(|content| content.body.len() >= content.size)
-        });
-        let Some(Arriving {
-            parked,
-            tag,
-            redelivered,
-            exchange,
-            routing_key,
-            content: Some(content),
-        }) = whole
-        else {
-            return Ok(Taken::Other);
+    fn deliver_if_whole(&mut self) -> Result<(), BusError> {
+        let Some(whole) = self.arriving.take_if(|arriving| arriving.is_whole()) else {
+            return Ok(());
         };
-        let Content { properties, reading, body, .. } = content;
-        let mut message = Message { exchange, routing_key, properties, body: body.into_bytes() };
-        parked::remove_broker_headers(&mut message);
-        let reason = parked.then(|| parked::restore(&mut message, &self.queues.main));
-        let readable = reading == Reading::Whole && properties::is_text(&message);
-        let parked = match reason {
-            Some(reason) => Some(Parked { reason }),
-            None if readable => None,
-            None => Some(Parked { reason: UNREADABLE.to_owned() }),
-        };
-        match self.deliveries.try_send(Delivery { tag, redelivered, parked, message }) {
+        match self.deliveries.try_send(whole.into_delivery(&self.queues.main)) {
             // Closed: the source was dropped, and the order queue says so next.
-            Ok(()) | Err(mpsc::error::TrySendError::Closed(_)) => Ok(Taken::Other),
+            Ok(()) | Err(mpsc::error::TrySendError::Closed(_)) => Ok(()),
             Err(mpsc::error::TrySendError::Full(_)) => {
                 Err(lost(&self.link.peer, "it delivered more than the prefetch allows"))
             }
@@ -414,52 +366,6 @@ enum Event {
     Order(Option<Order>),
     Filled(Result<(), BusError>),
     Beat(Instant),
-}
-
-/// What a frame was, as far as opening cares.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Taken {
-    ConsumeOk,
-    Other,
-}
-
-impl Body {
-    fn len(&self) -> usize {
-        match self {
-            Body::Whole(bytes) => bytes.len(),
-            Body::Growing(bytes) => bytes.len(),
-        }
-    }
-
-    fn into_bytes(self) -> Bytes {
-        match self {
-            Body::Whole(bytes) => bytes,
-            Body::Growing(bytes) => bytes.freeze(),
-        }
-    }
-}
-
-fn arriving(mut from: Bytes) -> Result<Arriving, Malformed> {
-    let consumer = take_short(&mut from)?;
-    Ok(Arriving {
-        parked: consumer.as_bytes() == PARKED,
-        tag: from.try_get_u64()?,
-        redelivered: from.try_get_u8()? & 1 != 0,
-        exchange: take_short(&mut from)?,
-        routing_key: take_short(&mut from)?,
-        content: None,
-    })
-}
-
-/// Takes class, weight and body size, and leaves the properties.
-fn header_size(from: &mut Bytes) -> Result<usize, Malformed> {
-    let _class = from.try_get_u16()?;
-    let _weight = from.try_get_u16()?;
-    let size = from.try_get_u64()?;
-    if size > BODY_BYTES_MAX {
-        return Err(Malformed);
-    }
-    usize::try_from(size).map_err(|_| Malformed)
 }
 
 fn ready(mut from: Bytes) -> Result<u64, Malformed> {
