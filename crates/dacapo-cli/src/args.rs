@@ -1,0 +1,273 @@
+//! What was typed. Becomes [`crate::settings::Settings`] and requests once; nothing else
+//! sees it.
+
+mod archive;
+mod pace;
+mod selection;
+mod target;
+
+use std::path::PathBuf;
+
+use clap::builder::styling::Styles;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
+
+pub use archive::{FieldArgs, ImportArgs, LsArgs, RunArgs, VerifyArgs};
+pub use pace::PaceArgs;
+pub use selection::{SelectionArgs, read_bounded};
+pub use target::TargetArgs;
+
+const AFTER_HELP: &str = "\
+A first look, with nothing installed:
+  dacapo demo
+
+Exit status:
+  0  done
+  1  failed for another reason
+  2  wrong usage: a flag, a time, an expression, a range the wrong way round
+  3  wrong configuration: a file, a URL, a directory, an archive that does not exist
+  4  the archive is damaged, or changed since the plan was made
+  5  the target refused: no such queue, no permission, wrong password, unroutable
+  6  interrupted; `dacapo replay resume ID` goes on
+  7  busy: another process has the index or runs this replay
+  8  unavailable: the store or the broker does not answer; try again";
+
+/// Keeps every event of a RabbitMQ platform in S3 and plays any part of it back
+#[derive(Debug, Parser)]
+#[command(name = "dacapo", version, about, after_help = AFTER_HELP, styles = Styles::plain())]
+#[command(propagate_version = true, max_term_width = 100)]
+pub struct Cli {
+    #[command(flatten)]
+    pub global: GlobalArgs,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Flags of every command. A flag wins over its environment variable, and that over the file.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Common flags")]
+pub struct GlobalArgs {
+    /// The archive: a directory, `file:///dir`, or `s3://bucket/prefix` (credentials, region and
+    /// endpoint as for the AWS tools: AWS_PROFILE, AWS_REGION, AWS_ENDPOINT_URL, …)
+    #[arg(long, global = true, env = "DACAPO_ARCHIVE", value_name = "URL")]
+    pub archive: Option<String>,
+    /// The local index; derived from the archive, may be deleted at any time [default: one for each
+    /// archive under ~/.cache/dacapo]
+    #[arg(long, global = true, env = "DACAPO_INDEX", value_name = "DIR")]
+    pub index: Option<PathBuf>,
+    /// Journals, checkpoints and receipts of replays; not derived, keep it [default:
+    /// ~/.local/state/dacapo]
+    #[arg(long, global = true, env = "DACAPO_STATE", value_name = "DIR")]
+    pub state: Option<PathBuf>,
+    /// The broker: `amqp://user:password@host:5672/vhost`, or `amqps://`
+    #[arg(long, global = true, env = "DACAPO_AMQP", value_name = "URL", hide_env_values = true)]
+    pub amqp: Option<String>,
+    /// The broker's password, when it is not in the URL
+    #[arg(long, global = true, value_name = "FILE")]
+    pub amqp_password_file: Option<PathBuf>,
+    /// The same from the environment: never as a flag, because other users see those
+    #[arg(
+        long = "amqp-password-from-environment",
+        global = true,
+        env = "DACAPO_AMQP_PASSWORD",
+        hide = true,
+        hide_env_values = true
+    )]
+    pub amqp_password: Option<String>,
+    /// Certificate authorities to trust for `amqps://`, in PEM form, besides the system's
+    #[arg(long, global = true, value_name = "FILE")]
+    pub amqp_ca: Option<PathBuf>,
+    /// Client certificate for `amqps://`, in PEM form; needs --amqp-key
+    #[arg(long, global = true, value_name = "FILE", requires = "amqp_key")]
+    pub amqp_cert: Option<PathBuf>,
+    /// Private key of the client certificate, in PEM form
+    #[arg(long, global = true, value_name = "FILE", requires = "amqp_cert")]
+    pub amqp_key: Option<PathBuf>,
+    /// Configuration file [default: ./dacapo.toml if it is there]
+    #[arg(long, global = true, env = "DACAPO_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Print one JSON object (lists of events: one a line) on stdout
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// What to log on stderr: error, warn, info, debug, or a filter such as `dacapo=debug`
+    #[arg(long, global = true, env = "DACAPO_LOG", default_value = "warn", value_name = "LEVEL")]
+    pub log: String,
+    /// How to log
+    #[arg(long, global = true, env = "DACAPO_LOG_FORMAT", default_value = "text")]
+    pub log_format: LogFormat,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Show the whole story on this machine: nothing to install, under 20 seconds
+    Demo(DemoArgs),
+    /// Keep events: run the archiver, import files, list and verify the archive
+    #[command(subcommand)]
+    Archive(ArchiveCommand),
+    /// Look after the local index
+    #[command(subcommand)]
+    Index(IndexCommand),
+    /// Look at events: a table, JSON lines, or one body
+    Events(EventsArgs),
+    /// Say what a replay would do, without doing it
+    Plan(PlanArgs),
+    /// Play events to a queue, an exchange or a file
+    Replay(ReplayArgs),
+    /// List, show, pause, resume and cancel replays
+    #[command(subcommand)]
+    Replays(ReplaysCommand),
+    /// Print completions for a shell
+    Completions {
+        /// Which shell
+        shell: Shell,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct DemoArgs {
+    /// How many events the shop emits
+    #[arg(long, default_value_t = 20_000, value_parser = clap::value_parser!(u64).range(100..=1_000_000))]
+    pub events: u64,
+    /// Where to leave the archive to try things on; must be empty or not there [default: a new
+    /// folder under the system's temporary one]
+    #[arg(long, value_name = "DIR")]
+    pub dir: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum ArchiveCommand {
+    /// Take every event off the bus into the archive, until told to stop
+    Run(Box<RunArgs>),
+    /// Import files of one JSON event a line; running again after a kill adds nothing twice
+    Import(Box<ImportArgs>),
+    /// List the streams of the archive, or their segments
+    Ls(LsArgs),
+    /// Check every segment, its digest, its place in the chain, and the heads
+    Verify(VerifyArgs),
+}
+
+#[derive(Debug, Subcommand)]
+pub enum IndexCommand {
+    /// Bring the index up to date with the archive
+    Sync,
+    /// Show how much the index knows
+    Stats,
+    /// Throw the index away and make it again
+    Rebuild,
+}
+
+#[derive(Debug, Args)]
+pub struct EventsArgs {
+    #[command(flatten)]
+    pub selection: SelectionArgs,
+    /// Print no more than this many events; 0 for all
+    #[arg(long, default_value_t = 20, value_name = "N")]
+    pub limit: u64,
+    /// Print only the body of the one selected event, as it was
+    #[arg(long, conflicts_with = "limit")]
+    pub raw: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct PlanArgs {
+    #[command(flatten)]
+    pub selection: SelectionArgs,
+    #[command(flatten)]
+    pub target: TargetArgs,
+    #[command(flatten)]
+    pub pace: PaceArgs,
+    /// Read what the index cannot decide, until every count is exact
+    #[arg(long)]
+    pub exact: bool,
+    /// Save the plan for `dacapo replay --plan FILE`
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub struct ReplayArgs {
+    #[command(subcommand)]
+    pub resume: Option<ReplayCommand>,
+    #[command(flatten)]
+    pub selection: SelectionArgs,
+    #[command(flatten)]
+    pub target: TargetArgs,
+    #[command(flatten)]
+    pub pace: PaceArgs,
+    /// Run a saved plan: exactly its segments, to its target
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["SelectionArgs", "TargetArgs", "PaceArgs", "exact"])]
+    pub plan: Option<PathBuf>,
+    /// Count the selected events exactly before publishing, so that progress and an interrupted
+    /// receipt are exact, too
+    #[arg(long)]
+    pub exact: bool,
+    #[command(flatten)]
+    pub running: RunningArgs,
+}
+
+/// What does not change what is replayed.
+#[derive(Debug, Clone, Args)]
+pub struct RunningArgs {
+    /// Do not ask before events go to everyone (--to-original)
+    #[arg(long)]
+    pub yes: bool,
+    /// Serve /metrics and /health here, for example 127.0.0.1:9465
+    #[arg(long, value_name = "ADDRESS")]
+    pub metrics: Option<std::net::SocketAddr>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum ReplayCommand {
+    /// Go on with a replay that was interrupted or killed
+    Resume {
+        /// Its id, or the beginning or end of it
+        id: String,
+        #[command(flatten)]
+        running: RunningArgs,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum ReplaysCommand {
+    /// List all replays, oldest first
+    Ls,
+    /// Show one replay: its plan, how far it is, its receipt
+    Show {
+        /// Its id, or the beginning or end of it
+        id: String,
+    },
+    /// Make a running replay publish nothing more until it is resumed
+    Pause {
+        /// Its id, or the beginning or end of it
+        id: String,
+    },
+    /// Make a paused replay go on (one that has ended goes on with `dacapo replay resume`)
+    Resume {
+        /// Its id, or the beginning or end of it
+        id: String,
+    },
+    /// End a replay for good; what is confirmed stays, the receipt says how much
+    Cancel {
+        /// Its id, or the beginning or end of it
+        id: String,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn flags_do_not_contradict_each_other() {
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,276 @@
+//! `dacapo archive`: the archiver and the archive's upkeep.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::Context;
+use dacapo_amqp::{AmqpSubscribe, blind_spots};
+use dacapo_archive::chain::Head;
+use dacapo_archive::store::ObjectKey;
+use dacapo_archive::verify::verify;
+use dacapo_archiver::{ArchiverConfig, Health, Metrics, RollPolicy, WriteOnce};
+use dacapo_event::StreamName;
+use prometheus_client::registry::Registry;
+use serde_json::{Value, json};
+
+use super::import;
+use crate::args::{ArchiveCommand, LsArgs, RunArgs, VerifyArgs};
+use crate::exit::{Exit, Failure};
+use crate::format;
+use crate::open::{self, Access};
+use crate::output::Output;
+use crate::progress::Steps;
+use crate::serve;
+use crate::settings::Settings;
+use crate::signals::Signals;
+
+pub async fn run(
+    command: ArchiveCommand,
+    settings: &Settings,
+    output: &Output,
+) -> anyhow::Result<Exit> {
+    match command {
+        ArchiveCommand::Run(args) => archiver(*args, settings, output).await,
+        ArchiveCommand::Import(args) => import::run(&args, settings, output).await,
+        ArchiveCommand::Ls(args) => ls(&args, settings, output).await,
+        ArchiveCommand::Verify(args) => check(&args, settings, output).await,
+    }
+}
+
+async fn archiver(args: RunArgs, settings: &Settings, output: &Output) -> anyhow::Result<Exit> {
+    let broker = settings.broker(format!("dacapo archive {}", args.queue))?;
+    let store = open::store(settings, Access::Write).await?;
+    let mut signals = Signals::take()?;
+    for spot in blind_spots(&broker, &args.bindings).await? {
+        output.talk(&format!("note: not seen: {spot}"));
+    }
+    let mut registry = Registry::default();
+    let metrics = Arc::new(Metrics::register(&mut registry, settings.clock));
+    let serving = match args.metrics {
+        None => None,
+        Some(address) => {
+            let metrics = Arc::clone(&metrics);
+            let health: serve::Health = Arc::new(move || match metrics.health() {
+                Health::Ok => Ok(()),
+                Health::Failing(problem) => Err(problem),
+            });
+            let (bound, serving) = serve::listen(address, Arc::new(registry), health).await?;
+            output.talk(&format!("metrics: http://{bound}/metrics, health: http://{bound}/health"));
+            Some(serving)
+        }
+    };
+    let stream = args.name.unwrap_or_else(|| StreamName::nearest(&args.queue));
+    let config = ArchiverConfig {
+        stream: stream.clone(),
+        rules: args.attributes.rules(),
+        roll: RollPolicy {
+            bytes: usize::try_from(args.roll_bytes.get()).unwrap_or(usize::MAX),
+            age: args.roll_age,
+            ..RollPolicy::for_prefetch(args.prefetch.get())
+        },
+        clock: settings.clock,
+        write_once: match args.single_writer {
+            true => WriteOnce::SingleWriter,
+            false => WriteOnce::Proven,
+        },
+    };
+    let peer = broker.url.peer();
+    let bus = AmqpSubscribe::new(broker, args.queue.clone(), args.bindings, args.prefetch);
+    output.talk(&format!(
+        "archiving queue `{}` on {peer} to {}, stream `{stream}`",
+        args.queue,
+        store.location()
+    ));
+    let archive = async {
+        let shutdown = async {
+            signals.next().await;
+            output.talk("stopping: sealing what was taken");
+        };
+        dacapo_archiver::run(config, store, &bus, &metrics, shutdown).await
+    };
+    let totals = match serving {
+        None => archive.await?,
+        Some(serving) => tokio::select! {
+            totals = archive => totals?,
+            () = serving => unreachable!("it serves until dropped"),
+        },
+    };
+    let json = json!({
+        "stream": stream.as_str(),
+        "events": totals.events,
+        "segments": totals.segments,
+        "bytes": totals.bytes,
+        "skipped_replayed": totals.skipped,
+        "parked": totals.parked,
+    });
+    output.result(&json, || {
+        format!(
+            "archived {} events in {} segments ({}), {} replayed ones skipped, {} parked ones among them\n",
+            format::number(totals.events),
+            format::number(totals.segments),
+            format::bytes(totals.bytes),
+            format::number(totals.skipped),
+            format::number(totals.parked),
+        )
+    })?;
+    Ok(Exit::Success)
+}
+
+async fn ls(args: &LsArgs, settings: &Settings, output: &Output) -> anyhow::Result<Exit> {
+    let store = open::store(settings, Access::Read).await?;
+    let (index, report) = open::synced_index(settings, &store, output, "archive ls").await?;
+    let wanted = |stream: &StreamName| args.stream.as_ref().is_none_or(|only| only == stream);
+    let (mut streams, mut segments) = (Vec::new(), Vec::new());
+    let (mut stream_rows, mut segment_rows) = (Vec::new(), Vec::new());
+    for progress in index.streams()? {
+        if !wanted(&progress.stream) {
+            continue;
+        }
+        let (mut bytes, mut times) = (0, None);
+        for summary in index.segments_of(&progress.stream) {
+            let summary = summary?;
+            bytes += summary.size;
+            let (min, max) = times.unwrap_or((summary.time_min, summary.time_max));
+            times = Some((min.min(summary.time_min), max.max(summary.time_max)));
+            segments.push(json!({
+                "segment": summary.key.as_str(),
+                "stream": summary.stream.as_str(),
+                "first_sequence": summary.first,
+                "last_sequence": summary.last,
+                "events": summary.events(),
+                "bytes": summary.size,
+                "first_time": summary.time_min.to_string(),
+                "last_time": summary.time_max.to_string(),
+                "digest": summary.digest.to_string(),
+            }));
+            if args.segments {
+                segment_rows.push(vec![
+                    format::number(summary.events()),
+                    format::bytes(summary.size),
+                    summary.time_min.to_string(),
+                    summary.time_max.to_string(),
+                    summary.key.to_string(),
+                ]);
+            }
+        }
+        let (first, last) = times.map_or((Value::Null, Value::Null), |(first, last)| {
+            (first.to_string().into(), last.to_string().into())
+        });
+        let text = |value: &Value| value.as_str().unwrap_or("-").to_owned();
+        stream_rows.push(vec![
+            progress.stream.to_string(),
+            format::number(progress.events),
+            format::number(progress.segments),
+            format::bytes(bytes),
+            text(&first),
+            text(&last),
+        ]);
+        streams.push(json!({
+            "stream": progress.stream.as_str(),
+            "events": progress.events,
+            "segments": progress.segments,
+            "bytes": bytes,
+            "last_sequence": progress.last,
+            "first_time": first,
+            "last_time": last,
+        }));
+    }
+    let mut json = json!({ "archive": store.location(), "streams": streams, "complete": report.is_complete() });
+    if args.segments {
+        json["segments"] = segments.into();
+    }
+    output.result(&json, || match (stream_rows.is_empty(), args.segments) {
+        (true, _) => format!("no events in {}\n", store.location()),
+        (false, true) => {
+            format::table(&["EVENTS", "BYTES", "FIRST", "LAST", "SEGMENT"], &segment_rows)
+        }
+        (false, false) => {
+            format::table(&["STREAM", "EVENTS", "SEGMENTS", "BYTES", "FIRST", "LAST"], &stream_rows)
+        }
+    })?;
+    Ok(Exit::Success)
+}
+
+async fn check(args: &VerifyArgs, settings: &Settings, output: &Output) -> anyhow::Result<Exit> {
+    let expected = match &args.expect_heads {
+        Some(path) => read_heads(path)?,
+        None => Vec::new(),
+    };
+    let store = open::store(settings, Access::Read).await?;
+    let mut steps = Steps::new(output, "verifying (MB)");
+    let report = verify(Arc::clone(&store), &expected, |progress| {
+        steps.at(progress.bytes / 1_000_000, progress.bytes_all / 1_000_000);
+    })
+    .await?;
+    steps.finish();
+    let findings = |findings: &[dacapo_archive::verify::Finding]| -> Vec<Value> {
+        let json = |finding: &dacapo_archive::verify::Finding| json!({ "segment": finding.key, "problem": finding.problem });
+        findings.iter().map(json).collect()
+    };
+    let sound = report.problems.is_empty();
+    if let Some(path) = &args.write_heads {
+        if sound {
+            write_heads(path, &report.heads)?;
+        } else {
+            output.talk("the heads were not written, because the archive is damaged");
+        }
+    }
+    let json = json!({
+        "streams": report.streams,
+        "segments": report.segments,
+        "events": report.events,
+        "bytes": report.bytes,
+        "problems": findings(&report.problems),
+        "notes": findings(&report.notes),
+    });
+    output.result(&json, || {
+        let mut text = String::new();
+        for finding in &report.notes {
+            text += &format!("note     {}: {}\n", finding.key, finding.problem);
+        }
+        for finding in &report.problems {
+            text += &format!("DAMAGED  {}: {}\n", finding.key, finding.problem);
+        }
+        let verdict = match report.problems.len() {
+            0 => "sound".to_owned(),
+            count => format!("DAMAGED: {count} problems"),
+        };
+        text + &format!(
+            "{verdict}; {} events in {} segments of {} streams, {}\n",
+            format::number(report.events),
+            format::number(report.segments),
+            format::number(report.streams),
+            format::bytes(report.bytes),
+        )
+    })?;
+    Ok(if sound { Exit::Success } else { Exit::Damaged })
+}
+
+/// A heads file is a JSON array of head objects.
+fn read_heads(path: &Path) -> anyhow::Result<Vec<Head>> {
+    let unreadable = |problem: String| {
+        Failure::configuration(format!(
+            "`{}` is not a file of --write-heads: {problem}",
+            path.display()
+        ))
+    };
+    let text =
+        std::fs::read(path).with_context(|| format!("failed to read `{}`", path.display()))?;
+    let values: Vec<Value> =
+        serde_json::from_slice(&text).map_err(|error| unreadable(error.to_string()))?;
+    let key: ObjectKey = "heads".parse()?;
+    let head = |value: &Value| {
+        Head::from_bytes(&key, value.to_string().as_bytes())
+            .map_err(|error| unreadable(error.to_string()))
+    };
+    Ok(values.iter().map(head).collect::<Result<_, _>>()?)
+}
+
+fn write_heads(path: &Path, heads: &[Head]) -> anyhow::Result<()> {
+    let values: Vec<Value> = heads
+        .iter()
+        .map(|head| serde_json::from_slice(&head.to_bytes()))
+        .collect::<Result<_, _>>()?;
+    let text = serde_json::to_vec_pretty(&values)?;
+    std::fs::write(path, text).with_context(|| format!("failed to write `{}`", path.display()))
+}

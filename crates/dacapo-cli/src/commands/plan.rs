@@ -1,0 +1,141 @@
+//! `dacapo plan`: what a replay would do.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::Context;
+use dacapo_archive::store::Store;
+use dacapo_engine::plan::{Plan, plan};
+use dacapo_engine::plan_json;
+use dacapo_engine::request::{Request, Target};
+use dacapo_engine::survey::{Depth, survey};
+use dacapo_filter::Selection;
+use dacapo_index::Index;
+
+use super::target;
+use crate::args::{PaceArgs, PlanArgs, SelectionArgs, TargetArgs};
+use crate::exit::Exit;
+use crate::format;
+use crate::open::{self, Access};
+use crate::output::Output;
+use crate::settings::Settings;
+
+/// Types shown to a person; `--json` has all.
+const TYPES_SHOWN: usize = 20;
+
+pub async fn run(args: &PlanArgs, settings: &Settings, output: &Output) -> anyhow::Result<Exit> {
+    let depth = if args.exact { Depth::Exact } else { Depth::Index };
+    let request = request(&args.selection, &args.target, &args.pace, settings)?;
+    let store = open::store(settings, Access::Read).await?;
+    let (index, _) = open::synced_index(settings, &store, output, "plan").await?;
+    open::refuse_empty(&index, &store)?;
+    let plan = make(request, depth, &store, &index, settings).await?;
+    index.close()?;
+    let json = plan_json::to_json(&plan);
+    if let Some(path) = &args.out {
+        save(path, &json)?;
+        output.talk(&format!("saved; run it with: dacapo replay --plan {}", path.display()));
+    }
+    output.result(&json, || text(&plan))?;
+    Ok(Exit::Success)
+}
+
+/// Returns the request that the flags make; without a target, events would go to stdout.
+pub fn request(
+    selection: &SelectionArgs,
+    target: &TargetArgs,
+    pace: &PaceArgs,
+    settings: &Settings,
+) -> anyhow::Result<Request> {
+    let selection = selection.to_spec(settings.now())?;
+    // What was typed wrongly is said before anything is opened.
+    Selection::compile(selection.clone())?;
+    Ok(Request {
+        selection,
+        target: target.target().unwrap_or(Target::File { path: "-".into() }),
+        pace: pace.pace(),
+        window: pace.window,
+        priority: target.priority(),
+    })
+}
+
+/// Asks index and target, then decides.
+pub async fn make(
+    request: Request,
+    depth: Depth,
+    store: &Arc<dyn Store>,
+    index: &Index,
+    settings: &Settings,
+) -> anyhow::Result<Plan> {
+    let selection = Arc::new(Selection::compile(request.selection.clone())?);
+    let facts = target::facts(&request.target, &request.pace, settings).await?;
+    let summaries = index.segments().map(|summary| summary.map_err(Into::into));
+    let (store, now) = (Arc::clone(store), settings.now());
+    let survey = survey(store, summaries, &selection, depth, facts, now).await?;
+    Ok(plan(request, survey))
+}
+
+fn save(path: &Path, json: &serde_json::Value) -> anyhow::Result<()> {
+    let text = serde_json::to_vec_pretty(json).context("a plan becomes JSON")?;
+    std::fs::write(path, text).with_context(|| format!("failed to write `{}`", path.display()))
+}
+
+/// Returns a plan as a person reads it.
+pub fn text(plan: &Plan) -> String {
+    let mut lines = vec![
+        format!("target     {}{}", plan.request.target, target_state(plan)),
+        format!("events     {}", format::count(plan.events, plan.exact)),
+    ];
+    let mut types: Vec<_> = plan.by_type.iter().collect();
+    types.sort_by(|a, b| b.1.cmp(a.1).then(a.0.cmp(b.0)));
+    let width = types.iter().take(TYPES_SHOWN).map(|(kind, _)| kind.chars().count()).max();
+    for (kind, count) in types.iter().take(TYPES_SHOWN) {
+        let kind = format::one_line(if kind.is_empty() { "(no type)" } else { kind }, 60);
+        let count = format::count(**count, plan.by_type_exact);
+        lines.push(format!("           {kind:<width$}  {count}", width = width.unwrap_or(0)));
+    }
+    if types.len() > TYPES_SHOWN {
+        lines.push(format!(
+            "           and {} types more (--json has all)",
+            types.len() - TYPES_SHOWN
+        ));
+    }
+    if let (Some(first), Some(last)) = (plan.first_time, plan.last_time) {
+        let bounds = if plan.exact { "" } else { " (bounds)" };
+        lines.push(format!("from       {first}\nto         {last}{bounds}"));
+    }
+    lines.push(format!("bodies     about {}", format::bytes(plan.bytes)));
+    lines.push(format!(
+        "reads      about {} of {} in {} segments, {} requests",
+        format::bytes(plan.bytes_read),
+        format::bytes(plan.bytes_full_scan),
+        format::number(plan.segments.len() as u64),
+        format::number(plan.requests),
+    ));
+    lines.push(format!("takes      about {}", format::seconds(plan.seconds)));
+    for gap in &plan.gaps {
+        lines.push(format!(
+            "GAP        stream `{}` lacks sequences {} to {}",
+            gap.stream, gap.first, gap.last
+        ));
+    }
+    for warning in &plan.target.warnings {
+        lines.push(format!("note       {warning}"));
+    }
+    if !plan.exact {
+        lines.push(
+            "note       some counts are estimates; --exact reads until they are not".to_owned(),
+        );
+    }
+    lines.push(format!("plan       {}\n", plan.hash()));
+    lines.join("\n")
+}
+
+fn target_state(plan: &Plan) -> String {
+    match (plan.target.depth, plan.target.consumers) {
+        (Some(depth), Some(consumers)) => {
+            format!(" ({} waiting, {consumers} consumers)", format::number(depth))
+        }
+        _ => String::new(),
+    }
+}

@@ -1,0 +1,281 @@
+//! `dacapo replay`: plan, then do; or do a saved plan; or go on with one.
+
+use std::sync::Arc;
+
+use dacapo_archive::store::Store;
+use dacapo_bus::file::Existing;
+use dacapo_engine::EngineError;
+use dacapo_engine::plan::Plan;
+use dacapo_engine::receipt::Receipt;
+use dacapo_engine::request::Target;
+use dacapo_engine::run::{Finished, Replay, obey};
+use dacapo_engine::scan::open_expected;
+use dacapo_engine::state::{Control as Asked, ReplayId, State};
+use dacapo_engine::survey::Depth;
+use dacapo_engine::{journal::Phase, plan_json};
+use dacapo_republish::{Control, Phase as Doing, Progress};
+use futures::{StreamExt, TryStreamExt, stream};
+use tokio::sync::watch;
+
+use super::{plan, target};
+use crate::args::{ReplayArgs, ReplayCommand, RunningArgs, read_bounded};
+use crate::exit::{Exit, Failure};
+use crate::format;
+use crate::open::{self, Access};
+use crate::output::{Form, Output, words};
+use crate::progress::Steps;
+use crate::settings::Settings;
+use crate::signals::Signals;
+
+mod metrics;
+
+/// Planned segments looked at at once before a saved plan is run.
+const CHECKED_AT_ONCE: usize = 8;
+
+pub async fn run(args: &ReplayArgs, settings: &Settings, output: &Output) -> anyhow::Result<Exit> {
+    let state = State::new(&settings.state);
+    if let Some(ReplayCommand::Resume { id, running }) = &args.resume {
+        return resume(&state, id, running, settings, output).await;
+    }
+    let store = open::store(settings, Access::Read).await?;
+    let plan = match &args.plan {
+        Some(path) => {
+            let text = read_bounded(path, plan_json::PLAN_BYTES_MAX)?;
+            let plan = plan_json::from_json(&path.display().to_string(), &text)?;
+            check_saved(&plan, &store, settings, output).await?;
+            plan
+        }
+        None => {
+            let Some(_) = args.target.target() else {
+                let problem = "where to? give --to-queue QUEUE (one consumer), --to-exchange, --to-original or \
+                               --to-file FILE; `dacapo plan` says beforehand what would happen";
+                return Err(Failure::usage(problem).into());
+            };
+            let depth = if args.exact { Depth::Exact } else { Depth::Index };
+            let request = plan::request(&args.selection, &args.target, &args.pace, settings)?;
+            let (index, _) = open::synced_index(settings, &store, output, "replay").await?;
+            open::refuse_empty(&index, &store)?;
+            let plan = plan::make(request, depth, &store, &index, settings).await?;
+            index.close()?;
+            plan
+        }
+    };
+    target::refuse_unfit(&plan.request.target, &plan.target)?;
+    if plan.request.target == Target::Original && !args.running.yes {
+        let events = format::count(plan.events, plan.exact);
+        let question =
+            format!("{events} events go to their original exchanges, and everyone sees them again");
+        crate::confirm::ask(output, &question, "everyone")?;
+    }
+    if output.form() == Form::Text {
+        output.talk(plan::text(&plan).trim_end());
+    }
+    let salt = std::process::id();
+    let id = ReplayId::new(settings.now(), &plan.hash(), salt);
+    let connect = target::connect(&plan.request.target, &id, Existing::Refuse, settings)?;
+    let locked = state.create(id, &plan)?;
+    output.talk(&format!("replay     {}", locked.id));
+    let replay = Replay {
+        state: &state,
+        locked: &locked,
+        plan: &plan,
+        store,
+        target: &*connect,
+        clock: settings.clock,
+    };
+    carry_out(&replay, &args.running, output).await
+}
+
+async fn resume(
+    state: &State,
+    id: &str,
+    running: &RunningArgs,
+    settings: &Settings,
+    output: &Output,
+) -> anyhow::Result<Exit> {
+    let id = state.find(id)?;
+    let locked = state.lock(id)?;
+    let plan = state.plan(&locked.id)?;
+    let store = open::store(settings, Access::Read).await?;
+    let connect = target::connect(&plan.request.target, &locked.id, Existing::Continue, settings)?;
+    // What another terminal asked of the run before is over.
+    state.set_control(&locked.id, Asked::Run)?;
+    output.talk(&format!("replay     {} goes on, to {}", locked.id, plan.request.target));
+    let replay = Replay {
+        state,
+        locked: &locked,
+        plan: &plan,
+        store,
+        target: &*connect,
+        clock: settings.clock,
+    };
+    carry_out(&replay, running, output).await
+}
+
+/// Makes sure that a saved plan's segments are what they were, and mentions newer ones.
+async fn check_saved(
+    plan: &Plan,
+    store: &Arc<dyn Store>,
+    settings: &Settings,
+    output: &Output,
+) -> anyhow::Result<()> {
+    if plan.archive != store.location() {
+        let problem =
+            format!("the plan was made of {}, and --archive is {}", plan.archive, store.location());
+        return Err(Failure::configuration(problem).into());
+    }
+    let mut steps = Steps::new(output, "checking the planned segments");
+    let all = plan.segments.len() as u64;
+    let wanted: Vec<_> = plan.segments.iter().map(|segment| segment.to_read()).collect();
+    let mut checks = stream::iter(&wanted)
+        .map(|segment| open_expected(Arc::clone(store), segment))
+        .buffered(CHECKED_AT_ONCE);
+    let mut done = 0;
+    while checks.try_next().await?.is_some() {
+        done += 1;
+        steps.at(done, all);
+    }
+    steps.finish();
+    let (index, _) = open::synced_index(settings, store, output, "replay").await?;
+    let known = index.stats()?.segments;
+    index.close()?;
+    if known > all {
+        let more = format::number(known - all);
+        output.talk(&format!(
+            "note       the archive has {more} segments that the plan does not read"
+        ));
+    }
+    let facts = target::facts(&plan.request.target, &plan.request.pace, settings).await?;
+    target::refuse_unfit(&plan.request.target, &facts)
+}
+
+/// Runs until the end, a signal, or what another terminal asks; prints the receipt.
+async fn carry_out(
+    replay: &Replay<'_>,
+    running: &RunningArgs,
+    output: &Output,
+) -> anyhow::Result<Exit> {
+    let mut signals = Signals::take()?;
+    let (control, controlled) = watch::channel(Control::Run);
+    let (progress, watched) = watch::channel(Progress::default());
+    let serving = metrics::serve(running.metrics, watched.clone(), replay.plan).await?;
+    let show = show(watched, replay.plan, output);
+    let obey = obey(replay.state, &replay.locked.id, &control);
+    let stop = async {
+        signals.next().await;
+        output.talk("stopping: waiting for the last confirms; a second signal ends at once");
+        control.send_replace(Control::Stop);
+        signals.next().await;
+    };
+    let finished = tokio::select! {
+        finished = replay.run(controlled, &progress) => finished?,
+        () = stop => {
+            output.talk("ended at once; the last checkpoint is kept");
+            return Ok(Exit::Resumable);
+        }
+        () = async { tokio::join!(show, obey, serving); } => unreachable!("they do not end"),
+    };
+    report(&finished, replay, output)
+}
+
+/// Shows progress for ever.
+async fn show(mut watched: watch::Receiver<Progress>, plan: &Plan, output: &Output) {
+    let mut steps = Steps::new(output, "replaying");
+    loop {
+        let progress = watched.borrow_and_update().clone();
+        let remark = match &progress.phase {
+            Doing::Publishing => String::new(),
+            Doing::Paused => "paused by its operator".to_owned(),
+            Doing::Blocked => "the broker has blocked publishers (memory or disk alarm)".to_owned(),
+            Doing::TooDeep { depth } => format!("waiting, {} in the queue", format::number(*depth)),
+            Doing::Retrying { reason, delay } => {
+                format!("trying again in {}: {reason}", format::duration(*delay))
+            }
+            Doing::Finishing => "waiting for the last confirms".to_owned(),
+        };
+        steps.show(progress.totals.confirmed, plan.events, &remark);
+        if watched.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+fn report(finished: &Finished, replay: &Replay<'_>, output: &Output) -> anyhow::Result<Exit> {
+    let receipt = &finished.receipt;
+    let mut json = receipt.to_json();
+    let exit = match (&finished.error, receipt.phase) {
+        (Some(error), _) => {
+            json["error"] = words(error).into();
+            exit_of(error)
+        }
+        (None, Phase::Completed | Phase::Cancelled) => Exit::Success,
+        (None, _) => Exit::Resumable,
+    };
+    if target::writes_to_stdout(&replay.plan.request.target) {
+        // stdout is the events; the receipt is in the state directory and told on stderr.
+        match output.form() {
+            Form::Json => output.talk(&json.to_string()),
+            Form::Text => output.talk(text(receipt).trim_end()),
+        }
+    } else {
+        output.result(&json, || text(receipt))?;
+    }
+    if let Some(error) = &finished.error {
+        output.talk(&format!("error: {}", words(error)));
+    }
+    if receipt.phase.is_resumable() {
+        output.talk(&format!("go on with: dacapo replay resume {}", receipt.id));
+    }
+    Ok(exit)
+}
+
+/// A replay that the target or the archive stopped has their status; one that lost its broker or
+/// store can simply go on later.
+fn exit_of(error: &EngineError) -> Exit {
+    match crate::exit::of_engine_error(error) {
+        Exit::Unavailable => Exit::Resumable,
+        exit => exit,
+    }
+}
+
+/// Returns a receipt as a person reads it.
+pub fn text(receipt: &Receipt) -> String {
+    let counts = &receipt.counts;
+    let about = if receipt.selected_exact { "" } else { "about " };
+    let mut lines = vec![
+        format!("state      {}", receipt.phase.as_str()),
+        format!(
+            "events     {about}{} selected = {} confirmed + {} rejected + {about}{} remaining",
+            format::number(receipt.selected),
+            format::number(counts.confirmed),
+            format::number(counts.rejected),
+            format::number(receipt.remaining()),
+        ),
+        format!(
+            "delivery   {} possible repeats, {} reordered",
+            format::number(counts.possible_repeats),
+            format::number(counts.reordered),
+        ),
+        format!(
+            "read       {} of {} in {} requests",
+            format::bytes(counts.bytes_read),
+            format::bytes(receipt.bytes_full_scan),
+            format::number(counts.requests),
+        ),
+        format!(
+            "took       {} ({}/s)",
+            format::seconds(counts.seconds),
+            format::number((counts.confirmed as f64 / counts.seconds.max(0.001)) as u64),
+        ),
+    ];
+    if counts.where_skipped > 0 {
+        lines.push(format!(
+            "skipped    {} on which --where failed",
+            format::number(counts.where_skipped)
+        ));
+    }
+    if let Some(refusal) = &receipt.refusal {
+        lines.push(format!("refused    {refusal}"));
+    }
+    lines.join("\n") + "\n"
+}

@@ -1,0 +1,181 @@
+//! How a command ended, as an exit status. The numbers are documented in `dacapo --help`
+//! and in docs/operations.md, and do not change.
+
+use std::fmt;
+use std::process::ExitCode;
+
+use dacapo_archive::ArchiveError;
+use dacapo_archive::store::StoreError;
+use dacapo_archiver::{ArchiverError, ImportError};
+use dacapo_bus::BusError;
+use dacapo_engine::EngineError;
+use dacapo_event::ParseError;
+use dacapo_filter::{FilterError, WhereError};
+use dacapo_index::IndexError;
+
+use crate::output::Output;
+
+/// How a command ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Exit {
+    /// Done.
+    Success = 0,
+    /// Failed for a reason without a number of its own.
+    Failed = 1,
+    /// A flag or its value is wrong; clap uses the same number.
+    Usage = 2,
+    /// A file, URL or directory of the configuration is wrong.
+    Configuration = 3,
+    /// The archive is damaged, or not what it was.
+    Damaged = 4,
+    /// The target refused.
+    Refused = 5,
+    /// Interrupted; can be resumed.
+    Resumable = 6,
+    /// Another process has what is needed.
+    Busy = 7,
+    /// The store or the broker does not answer.
+    Unavailable = 8,
+}
+
+/// An error of this crate, with the status that it leads to.
+#[derive(Debug)]
+pub struct Failure {
+    exit: Exit,
+    message: String,
+}
+
+impl Failure {
+    /// Something about the configuration.
+    pub fn configuration(message: impl Into<String>) -> Self {
+        Failure { exit: Exit::Configuration, message: message.into() }
+    }
+
+    /// Something about how the command was used.
+    pub fn usage(message: impl Into<String>) -> Self {
+        Failure { exit: Exit::Usage, message: message.into() }
+    }
+
+    /// Something about the target.
+    pub fn refused(message: impl Into<String>) -> Self {
+        Failure { exit: Exit::Refused, message: message.into() }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Failure {}
+
+/// Reports an error, if there is one, and returns the status.
+pub fn status(outcome: anyhow::Result<Exit>, output: &Output) -> ExitCode {
+    let exit = match outcome {
+        Ok(exit) => exit,
+        Err(error) => {
+            let exit = classify(&error);
+            output.error(&error, exit);
+            exit
+        }
+    };
+    ExitCode::from(exit as u8)
+}
+
+/// Returns the status of an error: that of the innermost cause that has one.
+pub fn classify(error: &anyhow::Error) -> Exit {
+    error.chain().rev().find_map(of_cause).unwrap_or(Exit::Failed)
+}
+
+fn of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<Exit> {
+    if let Some(failure) = cause.downcast_ref::<Failure>() {
+        return Some(failure.exit);
+    }
+    if cause.is::<ParseError>() || cause.is::<FilterError>() || cause.is::<WhereError>() {
+        return Some(Exit::Usage);
+    }
+    if let Some(error) = cause.downcast_ref::<EngineError>() {
+        return of_engine(error);
+    }
+    if let Some(error) = cause.downcast_ref::<ArchiverError>() {
+        return match error {
+            ArchiverError::Archive(error) => of_archive(error),
+            ArchiverError::Bus(error) => Some(of_bus(error)),
+            ArchiverError::NotDrained { .. } => Some(Exit::Unavailable),
+        };
+    }
+    if let Some(error) = cause.downcast_ref::<ImportError>() {
+        return match error {
+            ImportError::Archive(error) => of_archive(error),
+            _ => None,
+        };
+    }
+    if let Some(error) = cause.downcast_ref::<ArchiveError>() {
+        return of_archive(error);
+    }
+    if let Some(error) = cause.downcast_ref::<StoreError>() {
+        return Some(of_store(error));
+    }
+    if let Some(error) = cause.downcast_ref::<BusError>() {
+        return Some(of_bus(error));
+    }
+    cause.downcast_ref::<IndexError>().and_then(of_index)
+}
+
+/// Returns the status of an engine's error.
+pub fn of_engine_error(error: &EngineError) -> Exit {
+    of_engine(error).unwrap_or(Exit::Failed)
+}
+
+fn of_engine(error: &EngineError) -> Option<Exit> {
+    match error {
+        EngineError::Archive(error) => of_archive(error),
+        EngineError::Index(error) => of_index(error),
+        EngineError::Bus(error) => Some(of_bus(error)),
+        EngineError::Filter(_) | EngineError::Where(_) => Some(Exit::Usage),
+        EngineError::ArchiveChanged { .. } => Some(Exit::Damaged),
+        EngineError::State { .. } | EngineError::Unreadable { .. } => Some(Exit::Configuration),
+        EngineError::NoSuchReplay { .. } | EngineError::WrongState { .. } => Some(Exit::Usage),
+        EngineError::Locked { .. } => Some(Exit::Busy),
+        EngineError::GaveUp { .. } => Some(Exit::Unavailable),
+        EngineError::DepthUnknown => Some(Exit::Usage),
+        EngineError::Rejected { .. } => Some(Exit::Refused),
+    }
+}
+
+fn of_archive(error: &ArchiveError) -> Option<Exit> {
+    match error {
+        ArchiveError::Store(error) => Some(of_store(error)),
+        ArchiveError::Damaged { .. } | ArchiveError::NewerFormat { .. } => Some(Exit::Damaged),
+        ArchiveError::NotWriteOnce { .. } => Some(Exit::Configuration),
+        ArchiveError::Fenced { .. } => Some(Exit::Busy),
+        ArchiveError::Unwritable { .. } => None,
+    }
+}
+
+fn of_store(error: &StoreError) -> Exit {
+    match error {
+        StoreError::NotFound { .. } => Exit::Damaged,
+        StoreError::NoSuchStore { .. } | StoreError::Denied { .. } => Exit::Configuration,
+        StoreError::Cold { .. } | StoreError::Unavailable { .. } => Exit::Unavailable,
+        StoreError::Permanent { .. } => Exit::Failed,
+    }
+}
+
+fn of_bus(error: &BusError) -> Exit {
+    match error {
+        BusError::Disconnected { .. } => Exit::Unavailable,
+        BusError::NotFound { .. } | BusError::Refused { .. } => Exit::Refused,
+        BusError::Unsendable { .. } => Exit::Refused,
+        BusError::File { .. } => Exit::Configuration,
+    }
+}
+
+fn of_index(error: &IndexError) -> Option<Exit> {
+    match error {
+        IndexError::Busy { .. } => Some(Exit::Busy),
+        _ => Some(Exit::Configuration),
+    }
+}

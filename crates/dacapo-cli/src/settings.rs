@@ -1,0 +1,176 @@
+//! What was meant: arguments, environment and file, resolved once. Only this travels.
+
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use dacapo_amqp::{AmqpUrl, Broker, ClientIdentity, Tls};
+use dacapo_event::{Clock, Digest, Timestamp};
+use dacapo_s3::S3Options;
+
+use crate::args::{GlobalArgs, LogFormat};
+use crate::config::Config;
+use crate::exit::Failure;
+
+/// What every command works with.
+#[derive(Debug)]
+pub struct Settings {
+    archive: Option<ArchiveUrl>,
+    index: Option<PathBuf>,
+    /// The state directory.
+    pub state: PathBuf,
+    amqp: Option<AmqpUrl>,
+    tls: Tls,
+    /// What to log.
+    pub log: String,
+    /// How to log.
+    pub log_format: LogFormat,
+    /// The wall clock.
+    pub clock: Clock,
+}
+
+/// Where an archive is.
+#[derive(Debug, Clone)]
+pub enum ArchiveUrl {
+    /// A directory.
+    Directory(PathBuf),
+    /// A bucket and prefix.
+    S3(S3Options),
+}
+
+impl FromStr for ArchiveUrl {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> anyhow::Result<Self> {
+        let refused = || {
+            Failure::configuration(format!(
+                "`{text}` is not an archive: give a directory, `file:///dir` or `s3://bucket/prefix`"
+            ))
+        };
+        if text.starts_with("s3://") {
+            return Ok(ArchiveUrl::S3(S3Options::from_url(text).ok_or_else(refused)?));
+        }
+        let path = match text.split_once("://") {
+            Some(("file", path)) if path.starts_with('/') => path,
+            Some(_) => return Err(refused().into()),
+            None => text,
+        };
+        match path.is_empty() {
+            true => Err(refused().into()),
+            false => Ok(ArchiveUrl::Directory(PathBuf::from(path))),
+        }
+    }
+}
+
+impl Settings {
+    /// Resolves flags over environment over file.
+    pub fn resolve(args: &GlobalArgs) -> anyhow::Result<Self> {
+        let config = Config::load(args.config.as_deref())?;
+        let archive = args.archive.clone().or(config.archive);
+        let archive = archive.map(|text| text.parse()).transpose()?;
+        let state = args.state.clone().or(config.state);
+        let state = state.unwrap_or_else(|| home().join(".local/state/dacapo"));
+
+        let amqp = args.amqp.clone().or(config.amqp);
+        let amqp = amqp.map(|text| amqp_url(&text)).transpose()?;
+        let password_file = args.amqp_password_file.clone().or(config.amqp_password_file);
+        let password = match (&args.amqp_password, password_file) {
+            (Some(password), _) => Some(password.clone()),
+            (None, Some(path)) => Some(read_text(&path)?.trim_end_matches(['\r', '\n']).to_owned()),
+            (None, None) => config.amqp_password,
+        };
+        let amqp = match (amqp, password) {
+            (Some(url), Some(password)) => Some(url.with_password(password)),
+            (url, _) => url,
+        };
+        let read = |path: Option<PathBuf>| path.map(|path| read_text(&path)).transpose();
+        let authorities = read(args.amqp_ca.clone().or(config.amqp_ca))?;
+        let certificates = read(args.amqp_cert.clone().or(config.amqp_cert))?;
+        let key = read(args.amqp_key.clone().or(config.amqp_key))?;
+        let identity = match (certificates, key) {
+            (Some(certificates), Some(key)) => Some(ClientIdentity { certificates, key }),
+            (None, None) => None,
+            _ => {
+                let problem =
+                    "a client certificate needs its key: give both amqp_cert and amqp_key";
+                return Err(Failure::configuration(problem).into());
+            }
+        };
+        Ok(Settings {
+            archive,
+            index: args.index.clone().or(config.index),
+            state,
+            amqp,
+            tls: Tls { authorities, identity },
+            log: args.log.clone(),
+            log_format: args.log_format,
+            clock: wall_clock,
+        })
+    }
+
+    /// Returns where the archive is.
+    pub fn archive(&self) -> anyhow::Result<&ArchiveUrl> {
+        self.archive.as_ref().ok_or_else(|| {
+            let problem = "which archive? give --archive URL (or DACAPO_ARCHIVE, or `archive` in dacapo.toml)";
+            Failure::configuration(problem).into()
+        })
+    }
+
+    /// Returns where the index of the archive at `location` is: one for each archive, unless one
+    /// was named.
+    pub fn index_dir(&self, location: &str) -> PathBuf {
+        let digest = Digest::of(location.as_bytes()).to_string();
+        let default = || home().join(".cache/dacapo").join(format!("index-{}", &digest[..12]));
+        self.index.clone().unwrap_or_else(default)
+    }
+
+    /// Returns the broker; `client` names the connection in its lists.
+    pub fn broker(&self, client: impl Into<String>) -> anyhow::Result<Broker> {
+        let url = self.amqp.clone().ok_or_else(|| {
+            let problem =
+                "which broker? give --amqp URL (or DACAPO_AMQP, or `amqp` in dacapo.toml)";
+            Failure::configuration(problem)
+        })?;
+        Ok(Broker { url, tls: self.tls.clone(), client_name: client.into() })
+    }
+
+    /// Returns the broker if one was named.
+    pub fn broker_if_named(&self, client: impl Into<String>) -> Option<Broker> {
+        self.broker(client).ok()
+    }
+
+    /// Returns what time it is.
+    pub fn now(&self) -> Timestamp {
+        (self.clock)()
+    }
+}
+
+/// The text may hold a password, so the error does not quote it.
+fn amqp_url(text: &str) -> anyhow::Result<AmqpUrl> {
+    text.parse().map_err(|_| {
+        let problem = "the broker's URL is not one: `amqp://user:password@host:5672/vhost` or `amqps://…` \
+                       (the virtual host `/` is `%2f` or left out)";
+        Failure::configuration(problem).into()
+    })
+}
+
+fn read_text(path: &Path) -> anyhow::Result<String> {
+    std::fs::read_to_string(path).map_err(|error| {
+        Failure::configuration(format!("failed to read `{}`: {error}", path.display())).into()
+    })
+}
+
+#[expect(clippy::disallowed_methods, reason = "the composition root is where the clock is read")]
+fn wall_clock() -> Timestamp {
+    match std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH) {
+        Ok(since) => Timestamp::from_micros(i64::try_from(since.as_micros()).unwrap_or(i64::MAX)),
+        Err(_) => Timestamp::EPOCH,
+    }
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the composition root is where the environment is read"
+)]
+fn home() -> PathBuf {
+    std::env::var_os("HOME").map_or_else(|| PathBuf::from("."), PathBuf::from)
+}
