@@ -1,7 +1,7 @@
 //! The two seams to a message bus, [`Sink`] and [`Source`], and the bus in memory.
 //!
 //! Implementations: [`memory`] here, RabbitMQ in `dacapo-amqp`, and a file of JSON
-//! lines as a sink in [`file`]. Each seam has one conformance suite
+//! lines as a sink in [`mod@file`]. Each seam has one conformance suite
 //! ([`conformance`]) that all pass. A further bus is one more crate beside
 //! `dacapo-amqp`.
 //!

@@ -106,3 +106,45 @@ impl Gate {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn state(depth: Option<u64>, blocked: bool) -> TargetState {
+        TargetState { depth, blocked }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_on_its_way_counts_against_the_room() {
+        let now = Instant::now();
+        let mut gate = Gate::new(NonZeroU64::new(100));
+        assert_eq!(gate.ask_at(), None, "asked before anything is published");
+        assert_eq!(gate.room(), 0);
+        gate.answer(state(Some(60), false), 30, now).unwrap();
+        assert_eq!((gate.room(), gate.shut()), (10, None));
+        assert_eq!(gate.ask_at(), Some(now + ASK_OPEN));
+        gate.published(10);
+        assert_eq!(gate.shut(), Some(Phase::TooDeep { depth: 60 }));
+        assert_eq!(gate.ask_at(), Some(now + ASK_SHUT), "asked again when the room is used up");
+        gate.answer(state(Some(500), false), 0, now).unwrap();
+        assert_eq!(gate.room(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn blocked_or_silent_is_shut_and_no_limit_is_room_without_end() {
+        let now = Instant::now();
+        let mut gate = Gate::new(None);
+        gate.answer(state(Some(1), true), 0, now).unwrap();
+        assert_eq!((gate.room(), gate.shut()), (0, Some(Phase::Blocked)));
+        gate.answer(state(None, false), 1_000, now).unwrap();
+        gate.published(1_000_000);
+        assert_eq!((gate.room(), gate.shut()), (usize::MAX, None));
+        gate.silent(now);
+        assert_eq!(gate.shut(), Some(Phase::Blocked));
+        gate.reset();
+        assert_eq!(gate.ask_at(), None);
+        let mut limited = Gate::new(NonZeroU64::new(1));
+        assert_eq!(limited.answer(state(None, false), 0, now), Err(NoDepth));
+    }
+}

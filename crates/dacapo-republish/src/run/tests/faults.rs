@@ -155,3 +155,35 @@ fn each_fault_at_each_place_of_a_window_is_survived() {
         }
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_lost_more_often_than_the_budget_is_no_end_while_there_is_progress() {
+    let fixture = Fixture::new();
+    let losses = u64::from(LOSSES_MAX) + 20;
+    let faults = (1..=losses).map(|n| Fault::Lose { after: 3 * n, noticed: Noticed::Later });
+    let target = fixture.target(faults.collect(), DELAY);
+    let config = Config { window: window(2), ..Config::default() };
+    let ended = fixture.run(&target, batches(1..=EVENTS, 10), &config).await;
+    assert!(matches!(ended.how, How::Completed), "{:?}", ended.how);
+    assert!(ended.totals.retries > u64::from(LOSSES_MAX), "{:?}", ended.totals);
+    fixture.log.check_complete(config.window, EVENTS, &ended.totals);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_new_connection_is_asked_how_it_is_before_anything_is_sent() {
+    let fixture = Fixture::new();
+    let faults = vec![
+        Fault::Lose { after: 5, noticed: Noticed::Later },
+        Fault::Block { after: 5, asked: 10 },
+    ];
+    let target = fixture.target(faults, DELAY);
+    let config = Config { window: window(5), ..Config::default() };
+    let run = fixture.run(&target, batches(1..=5, 5), &config);
+    let watch = fixture.until_phase(|phase| *phase == Phase::Blocked);
+    let (ended, sent) = tokio::join!(run, async {
+        watch.await;
+        fixture.progress.borrow().totals.published
+    });
+    assert_eq!(sent, 5, "nothing more while it is blocked");
+    assert_eq!(ended.totals.published, 10);
+}
