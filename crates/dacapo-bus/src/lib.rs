@@ -2,7 +2,7 @@
 //!
 //! Implementations: [`memory`] here, RabbitMQ in `dacapo-amqp`, and a file of JSON
 //! lines as a sink in [`mod@file`]. Each seam has one conformance suite
-//! ([`conformance`]) that all pass. A further bus is one more crate beside
+//! (`conformance`) that all pass. A further bus is one more crate beside
 //! `dacapo-amqp`.
 //!
 //! Invariant: a message that reached no queue is never reported as

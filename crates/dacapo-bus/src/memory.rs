@@ -5,7 +5,7 @@
 //! at the head of a queue, prefetch, cumulative acks, and redelivery in order. Every queue has a
 //! single active consumer; further ones stand by, in order of arrival. Nothing is kept on disk.
 //!
-//! Faults are a wrapper ([`faulty::Faulty`]), not switches in here.
+//! Faults are a wrapper (`faulty::Faulty`, with the feature `conformance`), not switches in here.
 //!
 //! Invariant: a message is in a queue before its outcome is [`Outcome::Confirmed`].
 
