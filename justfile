@@ -31,3 +31,8 @@ fmt:
 servers:
     cargo build -p dacapo-integration --no-default-features --bin servers
     target/debug/servers bash
+
+# What import, scan and replay cost here; prints a table and writes target/bench/report.json
+bench:
+    cargo build --release -p dacapo-cli -p dacapo-integration --bins
+    target/release/servers target/release/bench
