@@ -30,27 +30,37 @@ pub(crate) struct Direct {
 
 impl Direct {
     pub(crate) async fn connect() -> Self {
-        let connection =
-            Connection::connect(&services::amqp(), ConnectionProperties::default()).await.unwrap();
-        let channel = connection.create_channel().await.unwrap();
-        channel.confirm_select(ConfirmSelectOptions::default()).await.unwrap();
+        let connection = Connection::connect(&services::amqp(), ConnectionProperties::default())
+            .await
+            .expect("the broker takes a connection");
+        let channel = connection.create_channel().await.expect("a channel");
+        channel
+            .confirm_select(ConfirmSelectOptions::default())
+            .await
+            .expect("a channel in confirm mode");
         Direct { channel, _connection: connection }
     }
 
     pub(crate) async fn declare_exchange(&self, name: &str, kind: ExchangeKind) {
         let options = ExchangeDeclareOptions { durable: true, ..Default::default() };
         let arguments = amqp::FieldTable::default();
-        self.channel.exchange_declare(name.into(), kind, options, arguments).await.unwrap();
+        self.channel
+            .exchange_declare(name.into(), kind, options, arguments)
+            .await
+            .expect("the exchange is declared");
     }
 
     pub(crate) async fn delete_exchange(&self, name: &str) {
         let options = ExchangeDeleteOptions::default();
-        self.channel.exchange_delete(name.into(), options).await.unwrap();
+        self.channel.exchange_delete(name.into(), options).await.expect("the exchange is deleted");
     }
 
     pub(crate) async fn declare_queue(&self, name: &str, arguments: amqp::FieldTable) {
         let options = QueueDeclareOptions::durable();
-        self.channel.queue_declare(name.into(), options, arguments).await.unwrap();
+        self.channel
+            .queue_declare(name.into(), options, arguments)
+            .await
+            .expect("the queue is declared");
     }
 
     pub(crate) async fn bind(&self, queue: &str, exchange: &str, pattern: &str) {
@@ -58,12 +68,12 @@ impl Direct {
         self.channel
             .queue_bind(queue.into(), exchange.into(), pattern.into(), options, arguments)
             .await
-            .unwrap();
+            .expect("the queue is bound");
     }
 
     pub(crate) async fn delete_queue(&self, name: &str) {
         let options = QueueDeleteOptions::default();
-        self.channel.queue_delete(name.into(), options).await.unwrap();
+        self.channel.queue_delete(name.into(), options).await.expect("the queue is deleted");
     }
 
     /// Publishes, and returns when a queue has it.
@@ -79,8 +89,8 @@ impl Direct {
                 to_amqp(&message.properties),
             )
             .await
-            .unwrap();
-        let confirmation = confirm.await.unwrap();
+            .expect("the message is sent");
+        let confirmation = confirm.await.expect("the broker answers");
         assert!(confirmation.is_ack());
         assert!(confirmation.take_message().is_none(), "it was returned");
     }
@@ -89,7 +99,9 @@ impl Direct {
     pub(crate) async fn take_all(&self, queue: &str) -> Vec<Message> {
         let mut messages = Vec::new();
         let options = BasicGetOptions { no_ack: true };
-        while let Some(got) = self.channel.basic_get(queue.into(), options).await.unwrap() {
+        while let Some(got) =
+            self.channel.basic_get(queue.into(), options).await.expect("the queue can be read")
+        {
             let delivery = got.delivery;
             messages.push(Message {
                 exchange: short(&delivery.exchange),
@@ -107,7 +119,7 @@ fn text(text: &ShortStr) -> ShortString {
 }
 
 fn short(text: &ShortString) -> ShortStr {
-    ShortStr::try_from(text.as_str()).unwrap()
+    ShortStr::try_from(text.as_str()).expect("lapin holds short strings to 255 bytes")
 }
 
 fn to_amqp(p: &Properties) -> BasicProperties {

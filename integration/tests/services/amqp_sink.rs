@@ -19,7 +19,7 @@ use super::amqp_direct::{Direct, broker, broker_at};
 use super::{services, witness};
 
 fn short(text: &str) -> ShortStr {
-    ShortStr::try_from(text).unwrap()
+    ShortStr::try_from(text).expect("at most 255 bytes")
 }
 
 fn to_queue(queue: &str) -> AmqpTarget {

@@ -21,11 +21,11 @@ use super::amqp_direct::{Direct, broker, broker_at};
 use super::{services, witness};
 
 fn short(text: &str) -> ShortStr {
-    ShortStr::try_from(text).unwrap()
+    ShortStr::try_from(text).expect("at most 255 bytes")
 }
 
 fn everything(exchange: &str) -> Vec<Binding> {
-    vec![exchange.parse().unwrap()]
+    vec![exchange.parse().expect("an exchange's name")]
 }
 
 fn subscribe(queue: &str, exchange: &str, prefetch: u16) -> AmqpSubscribe {
@@ -38,7 +38,7 @@ fn subscribe_at(
     bindings: Vec<Binding>,
     prefetch: u16,
 ) -> AmqpSubscribe {
-    AmqpSubscribe::new(broker, queue, bindings, NonZeroU16::new(prefetch).unwrap())
+    AmqpSubscribe::new(broker, queue, bindings, NonZeroU16::new(prefetch).expect("at least one"))
 }
 
 async fn next(source: &mut dyn Source) -> Delivery {
@@ -48,7 +48,10 @@ async fn next(source: &mut dyn Source) -> Delivery {
 
 /// Returns the error that a source ends with.
 async fn end(source: &mut dyn Source) -> BusError {
-    tokio::time::timeout(DEADLINE, source.next()).await.expect("an end in time").unwrap_err()
+    tokio::time::timeout(DEADLINE, source.next())
+        .await
+        .expect("an end in time")
+        .expect_err("an error at the end")
 }
 
 async fn refusal(subscribe: &AmqpSubscribe) -> BusError {
@@ -127,9 +130,19 @@ impl SourceHarness for Harness {
         let queue = services::unique("source-q");
         let before = self.queue.lock().await.replace(queue.clone());
         self.forget(before).await;
-        let subscribe = subscribe(&queue, &self.exchange, prefetch.get().try_into().unwrap());
+        let subscribe = subscribe(
+            &queue,
+            &self.exchange,
+            prefetch.get().try_into().expect("a prefetch of 16 bits"),
+        );
         // The queue must be there before the first publish.
-        subscribe.open().await.unwrap().close().await.unwrap();
+        subscribe
+            .open()
+            .await
+            .expect("the queue is declared")
+            .close()
+            .await
+            .expect("closes in order");
         Box::new(subscribe)
     }
 
