@@ -6,6 +6,7 @@
 //! | [`AmqpConnect`] | the `Sink`: publishes through lapin, with confirms and `mandatory` |
 //! | [`AmqpSubscribe`] | the `Source`: the archiver's queue and its parking queue |
 //! | [`inspect()`], [`blind_spots`] | what a plan or an archiver must know before it starts |
+//! | [`declare_topic`], [`remove`] | what is made for a while and taken away again |
 //! | `wire` | a small consumer of our own |
 //!
 //! Publishing, declaring and inspecting go through lapin. Deliveries do not: AMQP says that short
@@ -24,6 +25,7 @@ mod parked;
 mod sink;
 mod source;
 mod target;
+mod temporary;
 mod topology;
 mod uri;
 mod wire;
@@ -33,5 +35,6 @@ pub use inspect::{TargetFacts, inspect};
 pub use sink::AmqpConnect;
 pub use source::AmqpSubscribe;
 pub use target::{AmqpTarget, Via};
+pub use temporary::{declare_topic, remove};
 pub use topology::{Binding, BlindSpot, blind_spots, parked_queue};
 pub use uri::AmqpUrl;
