@@ -4,6 +4,7 @@
 mod amqp_direct;
 mod amqp_sink;
 mod amqp_source;
+mod demo;
 mod harness;
 mod s3_store;
 mod witnesses;
