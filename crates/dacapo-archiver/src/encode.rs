@@ -26,7 +26,7 @@ impl Taken {
 
 /// A segment that is being filled.
 pub(crate) struct Draft {
-    builder: SegmentBuilder,
+    builder: Box<SegmentBuilder>,
     /// When its first event was taken: the hour that it is filed under.
     partition: Timestamp,
     newest: Timestamp,
@@ -34,7 +34,7 @@ pub(crate) struct Draft {
 
 /// A segment that only has to be put.
 pub(crate) struct Finished {
-    pub(crate) sealed: Sealed,
+    pub(crate) sealed: Box<Sealed>,
     /// The newest of its events by `time`; a time that is in the future when the event is taken
     /// counts as that moment.
     pub(crate) newest: Timestamp,
@@ -77,7 +77,7 @@ impl Encode {
     ) -> JoinHandle<Result<Encoded, ArchiveError>> {
         tokio::task::spawn_blocking(move || {
             let draft = self.add()?.expect("a segment that is sealed has events");
-            let sealed = draft.builder.seal(previous, draft.partition, None)?;
+            let sealed = Box::new(draft.builder.seal(previous, draft.partition, None)?);
             Ok(Encoded::Finished(Finished { sealed, newest: draft.newest }))
         })
     }
@@ -87,7 +87,7 @@ impl Encode {
         let mut draft = self.draft;
         for Taken { message, archived_at } in self.batch {
             let draft = draft.get_or_insert_with(|| Draft {
-                builder: SegmentBuilder::new(self.stream.clone(), self.first),
+                builder: Box::new(SegmentBuilder::new(self.stream.clone(), self.first)),
                 partition: archived_at,
                 newest: Timestamp::MIN,
             });

@@ -61,6 +61,10 @@ pub(crate) enum Ended {
     GaveBack,
 }
 
+#[expect(
+    clippy::large_enum_variant,
+    reason = "there is one at a time, and a box would be an allocation for each delivery"
+)]
 enum Input {
     Stop,
     Delivered(Result<Option<Delivery>, BusError>),
