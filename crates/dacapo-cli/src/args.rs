@@ -89,8 +89,8 @@ pub struct GlobalArgs {
     /// Print one JSON object (lists of events: one a line) on stdout
     #[arg(long, global = true)]
     pub json: bool,
-    /// What to log on stderr: error, warn, info, debug, or a filter such as `dacapo=debug`
-    #[arg(long, global = true, env = "DACAPO_LOG", default_value = "warn", value_name = "LEVEL")]
+    /// What to log on stderr: error, warn, info, debug, or a filter such as `warn,dacapo_amqp=debug`
+    #[arg(long, global = true, env = "DACAPO_LOG", default_value = "warn,lapin=error", value_name = "LEVEL")]
     pub log: String,
     /// How to log
     #[arg(long, global = true, env = "DACAPO_LOG_FORMAT", default_value = "text")]
@@ -132,7 +132,7 @@ pub enum Command {
 #[derive(Debug, Args)]
 pub struct DemoArgs {
     /// How many events the shop emits
-    #[arg(long, default_value_t = 20_000, value_parser = clap::value_parser!(u64).range(100..=1_000_000))]
+    #[arg(long, default_value_t = 20_000, value_parser = clap::value_parser!(u64).range(100..=200_000))]
     pub events: u64,
     /// Where to leave the archive to try things on; must be empty or not there [default: a new
     /// folder under the system's temporary one]

@@ -40,5 +40,7 @@ fn main() -> ExitCode {
         telemetry::init(&settings);
         commands::run(cli.command, &settings, &output).await
     });
+    // A read of standard input that nobody waits for any more would keep the process here.
+    runtime.shutdown_background();
     exit::status(outcome, &output)
 }

@@ -106,13 +106,13 @@ pub fn text(plan: &Plan) -> String {
     }
     lines.push(format!("bodies     about {}", format::bytes(plan.bytes)));
     lines.push(format!(
-        "reads      about {} of {} in {} segments, {} requests",
+        "reads      about {} of {} ({} segments, {} requests)",
         format::bytes(plan.bytes_read),
         format::bytes(plan.bytes_full_scan),
         format::number(plan.segments.len() as u64),
         format::number(plan.requests),
     ));
-    lines.push(format!("takes      about {}", format::seconds(plan.seconds)));
+    lines.push(format!("takes      {}", format::seconds(plan.seconds)));
     for gap in &plan.gaps {
         lines.push(format!(
             "GAP        stream `{}` lacks sequences {} to {}",
