@@ -21,9 +21,9 @@ pub enum EngineError {
     /// The selection is not one.
     #[error(transparent)]
     Filter(#[from] FilterError),
-    /// The expression of `--where` failed on an event.
+    /// The expression of `--where` failed on an event. The cause is in the message, not a source.
     #[error("{0}; use `--where-errors skip` to leave such events out and count them")]
-    Where(#[from] WhereError),
+    Where(WhereError),
     /// The archive is no longer what the plan was made of.
     #[error("the archive changed since the plan was made: `{segment}` {how}; make a new plan")]
     ArchiveChanged {
@@ -59,7 +59,9 @@ pub enum EngineError {
         state: String,
     },
     /// Another process runs this replay.
-    #[error("replay `{id}` is running already{holder}; pause or cancel it with `dacapo replays`, or wait")]
+    #[error(
+        "replay `{id}` is running already{holder}; pause or cancel it with `dacapo replays`, or wait"
+    )]
     Locked {
         /// The replay.
         id: String,
@@ -77,7 +79,9 @@ pub enum EngineError {
         hint: String,
     },
     /// The bus was lost and did not come back.
-    #[error("gave up after {attempts} attempts without progress; `dacapo replay resume` goes on when the target is back")]
+    #[error(
+        "gave up after {attempts} attempts without progress; `dacapo replay resume` goes on when the target is back"
+    )]
     GaveUp {
         /// How often it was tried.
         attempts: u32,
@@ -85,7 +89,9 @@ pub enum EngineError {
         source: BusError,
     },
     /// A depth limit was asked for and the target has no depth.
-    #[error("the target is not one queue, so it has no depth to keep below; leave --max-queue-depth out")]
+    #[error(
+        "the target is not one queue, so it has no depth to keep below; leave --max-queue-depth out"
+    )]
     DepthUnknown,
     /// The target refused an event.
     #[error("event `{event}` was refused by the target: {reason}; {hint}")]
@@ -97,4 +103,10 @@ pub enum EngineError {
         /// The next step.
         hint: String,
     },
+}
+
+impl From<WhereError> for EngineError {
+    fn from(error: WhereError) -> Self {
+        EngineError::Where(error)
+    }
 }

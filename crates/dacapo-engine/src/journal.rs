@@ -7,10 +7,13 @@
 //!
 //! A checkpoint is written with one `write` call, so that `kill -9` cannot lose one that
 //! was written; it is synced once a second, so that a power cut loses at most that.
+//!
+//! A long replay writes many: when they have grown large, the journal is replaced by one that
+//! says the same in two lines, as durably and atomically as everything else in the state.
 
 use std::collections::BTreeMap;
-use std::fs::{File, OpenOptions};
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -20,13 +23,17 @@ use tokio::time::Instant;
 
 use crate::EngineError;
 use crate::merge::Positions;
-use crate::state::failed;
+use crate::state::{failed, sync_dir};
 
 /// How often the journal is synced to disk while checkpoints are written.
 const SYNC_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A longer line is not ours: 1,000 streams come to 150 KB.
-const LINE_BYTES_MAX: usize = 4 * 1024 * 1024;
+const LINE_BYTES_MAX: u64 = 4 * 1024 * 1024;
+
+/// A journal that grew by so much is replaced by a short one: some 100,000 checkpoints, which are
+/// read again in a fraction of a second.
+const GROWN_BYTES_MAX: u64 = 32 * 1024 * 1024;
 
 /// How a replay stands, as its journal tells it.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -70,7 +77,7 @@ pub struct Counts {
     pub possible_repeats: u64,
     /// Events whose first delivery may have come before that of an earlier one.
     pub reordered: u64,
-    /// Events that the expression failed on and that were left out.
+    /// Events of the segments read that the expression failed on and that were left out.
     pub where_skipped: u64,
     /// Bytes of bodies confirmed.
     pub bytes: u64,
@@ -85,11 +92,23 @@ pub struct Counts {
 }
 
 #[derive(Serialize, Deserialize)]
-#[serde(tag = "record", rename_all = "snake_case")]
+#[serde(rename_all = "snake_case")]
 enum Record {
-    Began { at: String },
-    Checkpoint { counts: Counts, positions: BTreeMap<String, u64> },
-    Ended { at: String, phase: String, counts: Counts, positions: BTreeMap<String, u64> },
+    /// A run begins; `runs` is how many there were before it.
+    Began {
+        at: String,
+        runs: u64,
+    },
+    Checkpoint {
+        counts: Counts,
+        positions: BTreeMap<String, u64>,
+    },
+    Ended {
+        at: String,
+        phase: String,
+        counts: Counts,
+        positions: BTreeMap<String, u64>,
+    },
 }
 
 /// The journal of one replay, open for appending.
@@ -98,6 +117,10 @@ pub struct Journal {
     path: PathBuf,
     file: File,
     synced: Instant,
+    began_at: Option<Timestamp>,
+    runs: u64,
+    grown: u64,
+    grown_max: u64,
 }
 
 impl Journal {
@@ -105,28 +128,37 @@ impl Journal {
     /// follows the first torn line is cut off.
     ///
     /// # Errors
-    /// The file cannot be read or written.
+    /// The file cannot be read or written, or a newer version wrote it.
     pub fn open(path: &Path) -> Result<(Self, Standing), EngineError> {
-        let open = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path);
+        let open =
+            OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path);
         let mut file = open.map_err(|error| failed("open", path, error))?;
-        let (standing, sound) = read_from(&mut file).map_err(|error| failed("read", path, error))?;
+        let (standing, sound) = read_from(&file, path)?;
         let cut = file.set_len(sound).and_then(|()| file.seek(SeekFrom::Start(sound)));
         cut.map_err(|error| failed("write", path, error))?;
-        Ok((Journal { path: path.to_owned(), file, synced: Instant::now() }, standing))
+        if sound == 0 {
+            sync_dir(path.parent().unwrap_or(path))?;
+        }
+        let journal = Journal {
+            path: path.to_owned(),
+            file,
+            synced: Instant::now(),
+            began_at: standing.began_at,
+            runs: standing.counts.runs,
+            grown: sound,
+            grown_max: GROWN_BYTES_MAX,
+        };
+        Ok((journal, standing))
     }
 
     /// Returns how a replay stands, without changing its journal; another process may be writing.
     ///
     /// # Errors
-    /// The file cannot be read.
+    /// The file cannot be read, or a newer version wrote it.
     pub fn read(path: &Path) -> Result<Standing, EngineError> {
         match File::open(path) {
-            Ok(mut file) => {
-                let (standing, _) =
-                    read_from(&mut file).map_err(|error| failed("read", path, error))?;
-                Ok(standing)
-            }
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Standing::default()),
+            Ok(file) => read_from(&file, path).map(|(standing, _)| standing),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Standing::default()),
             Err(error) => Err(failed("read", path, error)),
         }
     }
@@ -136,7 +168,9 @@ impl Journal {
     /// # Errors
     /// The file cannot be written.
     pub fn began(&mut self, at: Timestamp) -> Result<(), EngineError> {
-        self.append(&Record::Began { at: at.to_string() })?;
+        self.append(&Record::Began { at: at.to_string(), runs: self.runs })?;
+        self.began_at.get_or_insert(at);
+        self.runs += 1;
         self.sync()
     }
 
@@ -144,12 +178,40 @@ impl Journal {
     ///
     /// # Errors
     /// The file cannot be written.
-    pub fn checkpoint(&mut self, counts: &Counts, positions: &Positions) -> Result<(), EngineError> {
-        self.append(&Record::Checkpoint { counts: *counts, positions: to_wire(positions) })?;
+    pub fn checkpoint(
+        &mut self,
+        counts: &Counts,
+        positions: &Positions,
+    ) -> Result<(), EngineError> {
+        let record = Record::Checkpoint { counts: *counts, positions: to_wire(positions) };
+        if self.grown >= self.grown_max {
+            return self.replace(&record);
+        }
+        self.append(&record)?;
         if self.synced.elapsed() >= SYNC_INTERVAL {
             self.sync()?;
         }
         Ok(())
+    }
+
+    /// Replaces the journal of a run under way by one that begins with this checkpoint. Whoever
+    /// reads meanwhile, or after a crash, finds the old one or the new one.
+    fn replace(&mut self, checkpoint: &Record) -> Result<(), EngineError> {
+        let temporary = self.path.with_extension("tmp");
+        let at = self.began_at.unwrap_or(Timestamp::EPOCH).to_string();
+        let began = Record::Began { at, runs: self.runs.saturating_sub(1) };
+        let lines = line(&began) + &line(checkpoint);
+        let write = || {
+            let mut file = File::create(&temporary)?;
+            file.write_all(lines.as_bytes())?;
+            file.sync_all()?;
+            fs::rename(&temporary, &self.path)?;
+            Ok(file)
+        };
+        self.file = write().map_err(|error| failed("replace", &self.path, error))?;
+        self.grown = lines.len() as u64;
+        self.synced = Instant::now();
+        sync_dir(self.path.parent().unwrap_or(&self.path))
     }
 
     /// Notes how a run ended. Durable when it returns.
@@ -173,8 +235,8 @@ impl Journal {
     }
 
     fn append(&mut self, record: &Record) -> Result<(), EngineError> {
-        let json = serde_json::to_string(record).expect("text and numbers become JSON");
-        let line = format!("{:08x} {json}\n", crc32fast::hash(json.as_bytes()));
+        let line = line(record);
+        self.grown += line.len() as u64;
         self.file.write_all(line.as_bytes()).map_err(|error| failed("write", &self.path, error))
     }
 
@@ -213,19 +275,32 @@ fn to_wire(positions: &Positions) -> BTreeMap<String, u64> {
     positions.iter().map(|(stream, sequence)| (stream.to_string(), *sequence)).collect()
 }
 
+fn line(record: &Record) -> String {
+    let json = serde_json::to_string(record).expect("text and numbers become JSON");
+    format!("{:08x} {json}\n", crc32fast::hash(json.as_bytes()))
+}
+
 /// Reads records up to the first that is torn; returns the length of what is sound.
-fn read_from(file: &mut File) -> std::io::Result<(Standing, u64)> {
-    let mut text = Vec::new();
-    file.read_to_end(&mut text)?;
+fn read_from(file: &File, path: &Path) -> Result<(Standing, u64), EngineError> {
+    let mut reader = BufReader::new(file);
     let (mut standing, mut sound) = (Standing::default(), 0);
-    for line in text.split_inclusive(|byte| *byte == b'\n') {
-        let Some(record) = parse_line(line) else { break };
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        let read = reader.by_ref().take(LINE_BYTES_MAX).read_until(b'\n', &mut line);
+        read.map_err(|error| failed("read", path, error))?;
+        let Some(json) = sound_json(&line) else { return Ok((standing, sound)) };
+        // Cutting off what was written by somebody who knows more would lose checkpoints.
+        let record = serde_json::from_slice(json).map_err(|error| EngineError::Unreadable {
+            path: path.display().to_string(),
+            problem: format!("a record is not known ({error}); use a newer dacapo"),
+        })?;
         sound += line.len() as u64;
         match record {
-            Record::Began { at } => {
+            Record::Began { at, runs } => {
                 standing.began_at = standing.began_at.or_else(|| at.parse().ok());
                 standing.phase = Phase::Running;
-                standing.counts.runs += 1;
+                standing.counts.runs = runs + 1;
             }
             Record::Checkpoint { counts, positions } => standing.take(counts, positions),
             Record::Ended { phase, counts, positions, .. } => {
@@ -234,7 +309,6 @@ fn read_from(file: &mut File) -> std::io::Result<(Standing, u64)> {
             }
         }
     }
-    Ok((standing, sound))
 }
 
 impl Standing {
@@ -245,11 +319,12 @@ impl Standing {
     }
 }
 
-fn parse_line(line: &[u8]) -> Option<Record> {
-    let line = line.strip_suffix(b"\n").filter(|line| line.len() <= LINE_BYTES_MAX)?;
+/// Returns the JSON of a line that is whole.
+fn sound_json(line: &[u8]) -> Option<&[u8]> {
+    let line = line.strip_suffix(b"\n")?;
     let (crc, json) = (line.get(..8)?, line.get(9..)?);
     let crc = u32::from_str_radix(std::str::from_utf8(crc).ok()?, 16).ok()?;
-    (crc32fast::hash(json) == crc).then(|| serde_json::from_slice(json).ok())?
+    (crc32fast::hash(json) == crc).then_some(json)
 }
 
 #[cfg(test)]

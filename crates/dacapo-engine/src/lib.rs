@@ -23,4 +23,7 @@ pub mod state;
 pub mod survey;
 pub mod sync;
 
+#[cfg(test)]
+mod testing;
+
 pub use error::EngineError;

@@ -142,12 +142,21 @@ fn seconds(
     let pace = &request.pace;
     let by_rate = pace.rate.map(|rate| events as f64 / f64::from(rate.get()));
     let by_bytes = pace.byte_rate.map(|rate| bytes as f64 / rate.get() as f64);
-    let by_speed = pace.speed.zip(times).map(|(speed, (first, last))| {
-        last.since(first).as_secs_f64() / speed.factor()
-    });
-    let ramp = pace.ramp.filter(|_| pace.rate.is_some()).map_or(0.0, |ramp| ramp.as_secs_f64() / 2.0);
-    let paced = [by_rate, by_bytes, by_speed].into_iter().flatten().reduce(f64::max);
-    paced.map_or(events as f64 / UNPACED_EVENTS_PER_SECOND, |paced| paced + ramp)
+    let by_speed = pace
+        .speed
+        .zip(times)
+        .map(|(speed, (first, last))| last.since(first).as_secs_f64() / speed.factor());
+    let ramp = pace.ramp.map_or(0.0, |ramp| ramp.as_secs_f64());
+    let limits =
+        [by_rate.map(|at| ramped(at, ramp)), by_bytes.map(|at| ramped(at, ramp)), by_speed];
+    let paced = limits.into_iter().flatten().reduce(f64::max);
+    paced.unwrap_or(events as f64 / UNPACED_EVENTS_PER_SECOND)
+}
+
+/// Returns how long something takes that would take `seconds` at a rate to which it rises evenly
+/// from zero in `ramp` seconds.
+fn ramped(seconds: f64, ramp: f64) -> f64 {
+    if seconds >= ramp / 2.0 { seconds + ramp / 2.0 } else { (2.0 * seconds * ramp).sqrt() }
 }
 
 impl PlannedSegment {
@@ -171,16 +180,23 @@ impl PlannedSegment {
 }
 
 impl Plan {
-    /// Returns the digest of what is published and where: the request and the planned segments.
+    /// Returns the digest of all that decides what is published and where: the request and the
+    /// planned segments.
     ///
     /// The same selection of the same archive to the same target has the same hash, whenever the
     /// plan is made; the counts and the state of the target are not part of it.
     pub fn hash(&self) -> Digest {
         let mut hasher = Hasher::default();
-        hasher.update_framed(crate::plan_json::request_to_json(&self.request).to_string().as_bytes());
+        hasher
+            .update_framed(crate::plan_json::request_to_json(&self.request).to_string().as_bytes());
         for segment in &self.segments {
+            hasher.update_framed(segment.stream.as_str().as_bytes());
             hasher.update_framed(segment.key.as_str().as_bytes());
             hasher.update_framed(segment.digest.as_bytes());
+            for number in [segment.size, segment.first, segment.last] {
+                hasher.update(&number.to_le_bytes());
+            }
+            hasher.update(&segment.time_min.as_micros().to_le_bytes());
         }
         hasher.finish()
     }

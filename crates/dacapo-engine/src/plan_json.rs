@@ -2,7 +2,8 @@
 //! plan and request meet their wire form.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::ffi::OsString;
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -11,7 +12,7 @@ use dacapo_event::marking::Priority;
 use dacapo_filter::{SelectionSpec, WhereErrors};
 use dacapo_republish::{Pace, Speed};
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Number, Value};
 
 use crate::EngineError;
 use crate::plan::{Plan, PlannedSegment};
@@ -23,6 +24,11 @@ const PLAN_FORMAT: u32 = 1;
 
 /// A saved plan of more bytes is refused: 100,000 segments come to about 30 MB.
 pub const PLAN_BYTES_MAX: u64 = 256 * 1024 * 1024;
+
+#[derive(Deserialize)]
+struct FormatJson {
+    format: u32,
+}
 
 #[derive(Serialize, Deserialize)]
 struct PlanJson {
@@ -36,7 +42,7 @@ struct PlanJson {
     bytes_read: u64,
     bytes_full_scan: u64,
     requests: u64,
-    seconds: f64,
+    seconds: Number,
     segments: u64,
     first_time: Option<String>,
     last_time: Option<String>,
@@ -115,11 +121,23 @@ struct SelectionJson {
 #[derive(Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 enum TargetJson {
-    Queue { queue: String },
-    QueueViaDefaultExchange { queue: String },
-    Exchange { exchange: String, routing_key: Option<String> },
+    Queue {
+        queue: String,
+    },
+    QueueViaDefaultExchange {
+        queue: String,
+    },
+    Exchange {
+        exchange: String,
+        routing_key: Option<String>,
+    },
     Original,
-    File { path: PathBuf },
+    File {
+        path: String,
+        /// The path's bytes where they are not UTF-8; `path` is then for people.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        path_base64: Option<String>,
+    },
 }
 
 #[derive(Serialize, Deserialize, Default)]
@@ -127,8 +145,8 @@ enum TargetJson {
 struct PaceJson {
     rate: Option<std::num::NonZeroU32>,
     byte_rate: Option<std::num::NonZeroU64>,
-    speed: Option<f64>,
-    ramp_seconds: Option<f64>,
+    speed: Option<Number>,
+    ramp_seconds: Option<Number>,
     queue_depth_max: Option<std::num::NonZeroU64>,
 }
 
@@ -145,7 +163,7 @@ pub fn to_json(plan: &Plan) -> Value {
         bytes_read: plan.bytes_read,
         bytes_full_scan: plan.bytes_full_scan,
         requests: plan.requests,
-        seconds: plan.seconds,
+        seconds: number(plan.seconds),
         segments: plan.segments.len() as u64,
         first_time: plan.first_time.map(|time| time.to_string()),
         last_time: plan.last_time.map(|time| time.to_string()),
@@ -170,14 +188,17 @@ pub fn to_json(plan: &Plan) -> Value {
 /// # Errors
 /// It is not a plan, of a newer format, or was changed since it was saved (its hash differs).
 pub fn from_json(path: &str, text: &[u8]) -> Result<Plan, EngineError> {
-    let unreadable =
-        |problem: String| EngineError::Unreadable { path: path.to_owned(), problem };
-    let json: PlanJson = serde_json::from_slice(text)
-        .map_err(|error| unreadable(format!("not a plan of `dacapo plan --out`: {error}")))?;
-    if json.format > PLAN_FORMAT {
-        let version = json.format;
-        return Err(unreadable(format!("plan format {version} is newer than this dacapo; use a newer one")));
+    let unreadable = |problem: String| EngineError::Unreadable { path: path.to_owned(), problem };
+    let not_a_plan =
+        |error| unreadable(format!("it is not a plan of `dacapo plan --out`: {error}"));
+    // Looked at first: what else a newer plan has is not known.
+    let FormatJson { format } = serde_json::from_slice(text).map_err(not_a_plan)?;
+    if format > PLAN_FORMAT {
+        return Err(unreadable(format!(
+            "plan format {format} is newer than this dacapo knows ({PLAN_FORMAT}); use a newer dacapo"
+        )));
     }
+    let json: PlanJson = serde_json::from_slice(text).map_err(not_a_plan)?;
     let parse = Parse { path };
     let plan = Plan {
         request: request_from_json(&parse, json.request)?,
@@ -195,7 +216,7 @@ pub fn from_json(path: &str, text: &[u8]) -> Result<Plan, EngineError> {
         bytes_read: json.bytes_read,
         bytes_full_scan: json.bytes_full_scan,
         requests: json.requests,
-        seconds: json.seconds,
+        seconds: parse.number(&json.seconds)?,
         first_time: json.first_time.map(|time| parse.text(&time)).transpose()?,
         last_time: json.last_time.map(|time| parse.text(&time)).transpose()?,
         gaps: json
@@ -215,7 +236,9 @@ pub fn from_json(path: &str, text: &[u8]) -> Result<Plan, EngineError> {
         made_at: parse.text(&json.made_at)?,
     };
     if plan.hash().to_string() != json.plan {
-        return Err(unreadable("it was changed after it was saved (its hash differs); make a new plan".to_owned()));
+        return Err(unreadable(
+            "it was changed after it was saved (its hash differs); make a new plan".to_owned(),
+        ));
     }
     Ok(plan)
 }
@@ -227,6 +250,10 @@ pub fn request_to_json(request: &Request) -> Value {
 
 fn value_of(json: &impl Serialize) -> Value {
     serde_json::to_value(json).expect("text, numbers and lists become JSON")
+}
+
+fn number(number: f64) -> Number {
+    Number::from_f64(number).expect("a quotient of counts, a factor or a span is finite")
 }
 
 struct Parse<'a> {
@@ -242,6 +269,13 @@ impl Parse<'_> {
             path: self.path.to_owned(),
             problem: error.to_string(),
         })
+    }
+
+    /// serde_json's own reading of a fraction may be off in the last digit, and so the hash be
+    /// another.
+    fn number(&self, number: &Number) -> Result<f64, EngineError> {
+        let parsed = number.to_string().parse();
+        parsed.map_err(|_| self.refused(&format!("`{number}` is not a number")))
     }
 
     fn refused(&self, problem: &str) -> EngineError {
@@ -296,18 +330,26 @@ fn request_json(request: &Request) -> RequestJson {
         },
         target: match request.target.clone() {
             Target::Queue { queue } => TargetJson::Queue { queue },
-            Target::QueueViaDefaultExchange { queue } => TargetJson::QueueViaDefaultExchange { queue },
+            Target::QueueViaDefaultExchange { queue } => {
+                TargetJson::QueueViaDefaultExchange { queue }
+            }
             Target::Exchange { exchange, routing_key } => {
                 TargetJson::Exchange { exchange, routing_key }
             }
             Target::Original => TargetJson::Original,
-            Target::File { path } => TargetJson::File { path },
+            Target::File { path } => TargetJson::File {
+                path: path.display().to_string(),
+                path_base64: path
+                    .to_str()
+                    .is_none()
+                    .then(|| BASE64.encode(path.as_os_str().as_bytes())),
+            },
         },
         pace: PaceJson {
             rate: request.pace.rate,
             byte_rate: request.pace.byte_rate,
-            speed: request.pace.speed.map(|speed| speed.factor()),
-            ramp_seconds: request.pace.ramp.map(|ramp| ramp.as_secs_f64()),
+            speed: request.pace.speed.map(|speed| number(speed.factor())),
+            ramp_seconds: request.pace.ramp.map(|ramp| number(ramp.as_secs_f64())),
             queue_depth_max: request.pace.queue_depth_max,
         },
         window: request.window,
@@ -322,11 +364,14 @@ fn request_from_json(parse: &Parse<'_>, json: RequestJson) -> Result<Request, En
         .map(|text| BASE64.decode(text).map(Into::into))
         .transpose()
         .map_err(|_| parse.refused("its descriptor set is not base64"))?;
-    let speed = json.pace.speed.map(Speed::new).transpose();
+    let speed = json.pace.speed.map(|factor| parse.number(&factor)).transpose()?;
+    let speed = speed.map(Speed::new).transpose();
     let speed = speed.map_err(|error| parse.refused(&error.to_string()))?;
     let ramp = json
         .pace
         .ramp_seconds
+        .map(|seconds| parse.number(&seconds))
+        .transpose()?
         .map(Duration::try_from_secs_f64)
         .transpose()
         .map_err(|_| parse.refused("its ramp is not a number of seconds"))?;
@@ -350,12 +395,19 @@ fn request_from_json(parse: &Parse<'_>, json: RequestJson) -> Result<Request, En
         },
         target: match json.target {
             TargetJson::Queue { queue } => Target::Queue { queue },
-            TargetJson::QueueViaDefaultExchange { queue } => Target::QueueViaDefaultExchange { queue },
+            TargetJson::QueueViaDefaultExchange { queue } => {
+                Target::QueueViaDefaultExchange { queue }
+            }
             TargetJson::Exchange { exchange, routing_key } => {
                 Target::Exchange { exchange, routing_key }
             }
             TargetJson::Original => Target::Original,
-            TargetJson::File { path } => Target::File { path },
+            TargetJson::File { path, path_base64: None } => Target::File { path: path.into() },
+            TargetJson::File { path_base64: Some(bytes), .. } => {
+                let bytes = BASE64.decode(bytes);
+                let bytes = bytes.map_err(|_| parse.refused("its target's path is not base64"))?;
+                Target::File { path: OsString::from_vec(bytes).into() }
+            }
         },
         pace: Pace {
             rate: json.pace.rate,

@@ -10,13 +10,19 @@
 
 use std::fmt;
 use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{self, Read, Write};
+use std::io::{self, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 
 use dacapo_event::{Digest, Timestamp};
 
 use crate::EngineError;
 use crate::plan::Plan;
+
+/// How often to try for a lock that others are only looking at: each look takes microseconds.
+const LOOKS_MAX: u32 = 1_000;
+
+/// The most that is read of a lock: a process id has 10 digits.
+const PID_BYTES_MAX: u64 = 32;
 
 /// A directory of replays.
 #[derive(Debug, Clone)]
@@ -117,8 +123,13 @@ impl State {
         }
         let part = |id: &ReplayId| id.as_str().starts_with(text) || id.as_str().ends_with(text);
         ids.retain(part);
-        match <[ReplayId; 1]>::try_from(ids) {
-            Ok([only]) if !text.is_empty() => Ok(only),
+        match ids.as_slice() {
+            [only] if !text.is_empty() => Ok(only.clone()),
+            [one, another, ..] if !text.is_empty() => Err(EngineError::WrongState {
+                id: text.to_owned(),
+                state: format!("one of several (`{one}`, `{another}`)"),
+                hint: "give more of its id".to_owned(),
+            }),
             _ => Err(EngineError::NoSuchReplay {
                 id: text.to_owned(),
                 state: self.root.display().to_string(),
@@ -152,15 +163,22 @@ impl State {
         lock(id, dir)
     }
 
-    /// Returns the number of the process that runs a replay, or nothing if none does.
+    /// Returns the process that runs a replay, as words for a message (` in process N`, or nothing
+    /// if it has not said so yet), or nothing if none does.
     ///
     /// # Errors
     /// The directory is not readable.
     pub fn holder(&self, id: &ReplayId) -> Result<Option<String>, EngineError> {
-        match self.lock(id.clone()) {
-            Ok(_) => Ok(None),
-            Err(EngineError::Locked { holder, .. }) => Ok(Some(holder)),
-            Err(error) => Err(error),
+        let path = self.dir(id).join("lock");
+        let mut lock = match File::open(&path) {
+            Ok(lock) => lock,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(failed("open", &path, error)),
+        };
+        match lock.try_lock_shared() {
+            Ok(()) => Ok(None),
+            Err(TryLockError::WouldBlock) => Ok(Some(named_in(&mut lock))),
+            Err(TryLockError::Error(error)) => Err(failed("lock", &path, error)),
         }
     }
 
@@ -208,9 +226,12 @@ impl State {
     pub fn receipt(&self, id: &ReplayId) -> Result<Option<serde_json::Value>, EngineError> {
         let path = self.dir(id).join("receipt.json");
         match fs::read(&path) {
-            Ok(text) => serde_json::from_slice(&text).map(Some).map_err(|error| {
-                EngineError::Unreadable { path: path.display().to_string(), problem: error.to_string() }
-            }),
+            Ok(text) => {
+                serde_json::from_slice(&text).map(Some).map_err(|error| EngineError::Unreadable {
+                    path: path.display().to_string(),
+                    problem: error.to_string(),
+                })
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(failed("read", &path, error)),
         }
@@ -238,21 +259,32 @@ fn lock(id: ReplayId, dir: PathBuf) -> Result<Locked, EngineError> {
     let path = dir.join("lock");
     let open = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
     let mut lock = open.map_err(|error| failed("open", &path, error))?;
-    match lock.try_lock() {
-        Ok(()) => {}
-        Err(TryLockError::WouldBlock) => {
-            let mut pid = String::new();
-            let holder = match lock.read_to_string(&mut pid) {
-                Ok(1..) => format!(" in process {}", pid.trim()),
-                Ok(0) | Err(_) => String::new(),
-            };
-            return Err(EngineError::Locked { id: id.to_string(), holder });
+    let mut looks = 0;
+    loop {
+        match lock.try_lock() {
+            Ok(()) => break,
+            Err(TryLockError::WouldBlock) => looks += 1,
+            Err(TryLockError::Error(error)) => return Err(failed("lock", &path, error)),
         }
-        Err(TryLockError::Error(error)) => return Err(failed("lock", &path, error)),
+        // A replay's lock is exclusive; what can be shared is only a look at whether there is one.
+        if looks == LOOKS_MAX || lock.try_lock_shared().is_err() {
+            return Err(EngineError::Locked { id: id.to_string(), holder: named_in(&mut lock) });
+        }
+        lock.unlock().map_err(|error| failed("unlock", &path, error))?;
+        std::thread::yield_now();
     }
     let write = lock.set_len(0).and_then(|()| writeln!(lock, "{}", std::process::id()));
     write.map_err(|error| failed("write", &path, error))?;
     Ok(Locked { id, dir, lock })
+}
+
+/// Returns who holds a lock, as words for a message; nothing if it does not say.
+fn named_in(lock: &mut File) -> String {
+    let mut pid = String::new();
+    match lock.rewind().and_then(|()| Read::take(&*lock, PID_BYTES_MAX).read_to_string(&mut pid)) {
+        Ok(_) if !pid.trim().is_empty() => format!(" in process {}", pid.trim()),
+        Ok(_) | Err(_) => String::new(),
+    }
 }
 
 impl Drop for Locked {
@@ -276,7 +308,7 @@ pub(crate) fn write_durably(path: &Path, bytes: &[u8]) -> Result<(), EngineError
     sync_dir(path.parent().unwrap_or(path))
 }
 
-fn sync_dir(dir: &Path) -> Result<(), EngineError> {
+pub(crate) fn sync_dir(dir: &Path) -> Result<(), EngineError> {
     File::open(dir).and_then(|dir| dir.sync_all()).map_err(|error| failed("sync", dir, error))
 }
 
