@@ -5,7 +5,7 @@
 //! the same events in the same order. Order within a stream always holds; a stream of
 //! imported history comes before the live one that follows it in time.
 //!
-//! Memory: one batch for each stream that has been reached, out of one budget.
+//! Memory: one batch for each stream that has been reached, out of one budget that they share.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -15,20 +15,24 @@ use dacapo_event::{Event, Sequence, StreamName, Timestamp};
 use dacapo_filter::Selection;
 
 use crate::EngineError;
-use crate::scan::{Scan, SegmentToRead};
+use crate::scan::{Found, Scan, SegmentToRead};
 
 /// What all streams together may hold decoded: with a batch on its way and the window on top, a
 /// replay stays well under 200 MB.
 pub const READ_BYTES: u64 = 32 * 1024 * 1024;
 
-/// The least a stream reads at once: a few body pages.
-const BATCH_BYTES_MIN: u64 = 512 * 1024;
+/// The least a stream holds at once, however many there are: a thousand streams still fit the
+/// budget, at the price of decoding a page for each quarter of it.
+const BATCH_BYTES_MIN: u64 = 32 * 1024;
 
-/// The most a stream reads at once: a whole row group.
+/// The most a stream holds at once: a whole row group.
 const BATCH_BYTES_MAX: u64 = 8 * 1024 * 1024;
 
 /// The most events in one merged batch: keeps pauses and cancels prompt.
 const MERGED_EVENTS_MAX: usize = 1_024;
+
+/// A merged batch of this weight is closed: several of them lie between reading and publishing.
+const MERGED_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 /// A stream to read: its segments in order, and the sequence to begin after.
 #[derive(Debug, Clone)]
@@ -50,6 +54,9 @@ pub struct Selected {
     pub stream: StreamName,
     /// The event.
     pub event: Event,
+    /// How many events of the stream, between the selected one before and this one, the expression
+    /// failed on, which therefore were left out.
+    pub skipped: u64,
 }
 
 /// The selected events of many streams, in one order.
@@ -65,7 +72,9 @@ struct Cursor {
     name: StreamName,
     segments: VecDeque<SegmentToRead>,
     scan: Option<Scan>,
-    batch: VecDeque<Event>,
+    batch: VecDeque<Found>,
+    /// Left out at the end of segments read before, and not told with an event yet.
+    skipped: u64,
     /// Running maximum of `time`: where this stream stands in the order.
     reached: Timestamp,
     after: Sequence,
@@ -85,6 +94,7 @@ impl Merge {
                 segments: stream.segments.into(),
                 scan: None,
                 batch: VecDeque::new(),
+                skipped: 0,
                 reached: stream.time_min,
                 after: stream.after,
             })
@@ -103,8 +113,10 @@ impl Merge {
     /// As [`Scan::next`].
     pub async fn next(&mut self) -> Result<Option<Vec<Selected>>, EngineError> {
         let mut merged = Vec::new();
-        while merged.len() < MERGED_EVENTS_MAX {
-            let Some(least) = self.least() else { break };
+        let mut bytes = 0;
+        let full = |events: usize, bytes| events >= MERGED_EVENTS_MAX || bytes >= MERGED_BYTES_MAX;
+        while !full(merged.len(), bytes) {
+            let Some(least) = self.least(None) else { break };
             if self.cursors[least].batch.is_empty() {
                 // What is merged already need not wait for a read.
                 if !merged.is_empty() {
@@ -113,59 +125,52 @@ impl Merge {
                 self.refill(least).await?;
                 continue;
             }
-            let bound = self.bound_without(least);
+            let bound = self.least(Some(least)).map(|next| (self.cursors[next].reached, next));
             let cursor = &mut self.cursors[least];
-            while merged.len() < MERGED_EVENTS_MAX {
-                let Some(event) = cursor.batch.front() else { break };
-                let at = (cursor.reached.max(event.time), &cursor.name);
-                if bound.as_ref().is_some_and(|(time, name)| at > (*time, name)) {
-                    cursor.reached = at.0;
+            while let Some(found) = cursor.batch.front()
+                && !full(merged.len(), bytes)
+            {
+                cursor.reached = cursor.reached.max(found.event.time);
+                if bound.is_some_and(|bound| (cursor.reached, least) > bound) {
                     break;
                 }
-                cursor.reached = at.0;
-                let event = cursor.batch.pop_front().expect("there is a front");
-                merged.push(Selected { stream: cursor.name.clone(), event });
+                let Found { event, skipped } = cursor.batch.pop_front().expect("there is a front");
+                let skipped = skipped + std::mem::take(&mut cursor.skipped);
+                bytes += event.weight();
+                self.where_skipped += skipped;
+                merged.push(Selected { stream: cursor.name.clone(), event, skipped });
             }
         }
         Ok((!merged.is_empty()).then_some(merged))
     }
 
-    /// Returns how many events the expression failed on and were left out.
+    /// Returns how many events up to the last one given the expression failed on, which were left
+    /// out; at the end, those after it too.
     pub fn where_skipped(&self) -> u64 {
-        self.where_skipped
+        let done = self.cursors.iter().filter(|cursor| cursor.is_done());
+        self.where_skipped + done.map(|cursor| cursor.skipped).sum::<u64>()
     }
 
-    /// Returns the stream that comes first, among those that have or may have events.
-    fn least(&self) -> Option<usize> {
-        let standing = |(_, cursor): &(usize, &Cursor)| (cursor.reached, cursor.name.clone());
-        self.cursors
-            .iter()
-            .enumerate()
-            .filter(|(_, cursor)| !cursor.is_done())
-            .min_by_key(standing)
+    /// Returns the stream but `without` that comes first, among those that have or may have
+    /// events. The streams lie in order of name, so their place decides ties.
+    fn least(&self, without: Option<usize>) -> Option<usize> {
+        let all = self.cursors.iter().enumerate();
+        all.filter(|(at, cursor)| Some(*at) != without && !cursor.is_done())
+            .min_by_key(|(at, cursor)| (cursor.reached, *at))
             .map(|(at, _)| at)
-    }
-
-    /// Returns where the next stream after `least` stands.
-    fn bound_without(&self, least: usize) -> Option<(Timestamp, StreamName)> {
-        let others = self.cursors.iter().enumerate().filter(|(at, _)| *at != least);
-        others
-            .filter(|(_, cursor)| !cursor.is_done())
-            .map(|(_, cursor)| (cursor.reached, cursor.name.clone()))
-            .min()
     }
 
     async fn refill(&mut self, at: usize) -> Result<(), EngineError> {
         let cursor = &mut self.cursors[at];
         if let Some(scan) = &mut cursor.scan {
-            if let Some(events) = scan.next().await? {
-                cursor.batch = events.into();
+            if let Some(found) = scan.next().await? {
+                cursor.batch = found.into();
                 // Standing moves with the first event, which may be far past the last one.
-                let first = cursor.batch.front().map_or(cursor.reached, |event| event.time);
+                let first = cursor.batch.front().map_or(cursor.reached, |found| found.event.time);
                 cursor.reached = cursor.reached.max(first);
                 return Ok(());
             }
-            self.where_skipped += scan.where_skipped;
+            cursor.skipped += scan.skipped();
             cursor.scan = None;
         }
         if let Some(segment) = cursor.segments.pop_front() {
@@ -185,3 +190,6 @@ impl Cursor {
 
 /// The last sequence of each stream up to which everything is dealt with.
 pub type Positions = BTreeMap<StreamName, Sequence>;
+
+#[cfg(test)]
+mod tests;

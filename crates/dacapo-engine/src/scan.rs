@@ -3,16 +3,21 @@
 //! Row groups are pruned by statistics and bloom filters, then pages, then rows; bodies
 //! are fetched only for rows that pass everything that needs no body.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
-use dacapo_archive::store::{ObjectKey, Store};
+use dacapo_archive::store::{ObjectKey, Store, StoreError};
 use dacapo_archive::{
-    Bloom, ColumnSet, PageBounds, PrunedBy, RowGroupFacts, Rows, Segment, TextRange,
+    ArchiveError, Bloom, ColumnSet, PageBounds, PrunedBy, RowGroupFacts, Rows, Segment, TextRange,
 };
 use dacapo_event::{Digest, Event, Sequence};
-use dacapo_filter::{Bounds, Place, Selection, TextFacts, Verdict, WhereErrors};
+use dacapo_filter::{Bounds, Place, Selection, TextBounds, TextFacts, Verdict, WhereErrors};
 
 use crate::EngineError;
+
+/// What an event takes in memory beside its body, about: `Event::weight` counts 512 bytes and 96
+/// for each header.
+const ATTRIBUTE_BYTES: u64 = 768;
 
 /// A segment to read, and what it must be.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,17 +36,31 @@ pub struct Scan {
     selection: Arc<Selection>,
     after: Sequence,
     batch_bytes: u64,
+    /// The next row group, and the sequence of its first event.
     group: usize,
+    group_first: Sequence,
     pending: std::vec::IntoIter<(usize, Rows)>,
-    /// Events that the expression failed on and that were left out.
-    pub where_skipped: u64,
+    /// Events of the row group at hand that the expression failed on, still ahead.
+    failed: VecDeque<Sequence>,
+    /// Events that the expression failed on since the last one found.
+    skipped: u64,
+}
+
+/// A selected event.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Found {
+    /// The event.
+    pub event: Event,
+    /// How many events between the one found before and this one the expression failed on, which
+    /// therefore were left out.
+    pub skipped: u64,
 }
 
 impl Scan {
     /// Opens a segment: one request for its footer.
     ///
-    /// Gives events whose sequence is greater than `after`. `batch_bytes` bounds what one batch
-    /// decodes to, but for a single page.
+    /// Gives events whose sequence is greater than `after`. `batch_bytes` bounds what one batch of
+    /// events takes in memory, about, but for a single event; a page may be decoded on the way.
     ///
     /// # Errors
     /// `ArchiveChanged` if the segment is gone or another than expected.
@@ -53,8 +72,17 @@ impl Scan {
         batch_bytes: u64,
     ) -> Result<Self, EngineError> {
         let segment = open_expected(store, wanted).await?;
-        let pending = Vec::new().into_iter();
-        Ok(Scan { segment, selection, after, batch_bytes, group: 0, pending, where_skipped: 0 })
+        Ok(Scan {
+            group: 0,
+            group_first: segment.summary().first,
+            pending: Vec::new().into_iter(),
+            failed: VecDeque::new(),
+            skipped: 0,
+            segment,
+            selection,
+            after,
+            batch_bytes,
+        })
     }
 
     /// Returns the next selected events in order of sequence, never an empty batch; nothing at the
@@ -64,26 +92,28 @@ impl Scan {
     ///
     /// # Errors
     /// The archive fails, or the expression fails on an event and errors are not skipped.
-    pub async fn next(&mut self) -> Result<Option<Vec<Event>>, EngineError> {
+    pub async fn next(&mut self) -> Result<Option<Vec<Found>>, EngineError> {
         loop {
             if let Some((group, rows)) = self.pending.next() {
                 let events = self.segment.read(group, &rows, ColumnSet::ALL).await?;
-                let events = self.keep_matching(events)?;
-                if !events.is_empty() {
-                    return Ok(Some(events));
+                let found = self.keep_matching(events)?;
+                if !found.is_empty() {
+                    return Ok(Some(found));
                 }
                 continue;
             }
-            if self.group == self.segment.row_groups() {
-                return Ok(None);
-            }
+            self.skipped += self.failed.drain(..).len() as u64;
             let group = self.group;
-            self.group += 1;
-            let rows = self.wanted_rows(group).await?;
-            let batches = self.segment.batches(group, &rows, self.batch_bytes);
-            let batches: Vec<_> = batches.into_iter().map(|rows| (group, rows)).collect();
+            let Some(rows) = self.next_group().await? else { return Ok(None) };
+            let batches: Vec<_> = self.batches(group, &rows);
             self.pending = batches.into_iter();
         }
+    }
+
+    /// Returns how many events the expression failed on after the last one found; once
+    /// [`Scan::next`] has given nothing, that is all of them.
+    pub fn skipped(&self) -> u64 {
+        self.skipped
     }
 
     /// Returns how many events are selected, reading bodies only if the selection needs them;
@@ -92,33 +122,68 @@ impl Scan {
     /// # Errors
     /// As [`Scan::next`].
     pub async fn count(mut self, mut each: impl FnMut(&Event)) -> Result<u64, EngineError> {
-        /// What a count by type and a range of times needs.
-        const COUNTED: ColumnSet = ColumnSet::TYPE;
+        // What a count by type and a range of times needs.
+        let counted = ColumnSet::TYPE | ColumnSet::TIME;
         let mut total = 0;
         if self.selection.needs_body() {
-            while let Some(events) = self.next().await? {
-                total += events.len() as u64;
-                events.iter().for_each(&mut each);
+            while let Some(found) = self.next().await? {
+                total += found.len() as u64;
+                found.iter().for_each(|found| each(&found.event));
             }
             return Ok(total);
         }
-        for group in 0..self.segment.row_groups() {
-            let rows = self.wanted_rows(group).await?;
+        loop {
+            let group = self.group;
+            let Some(rows) = self.next_group().await? else { return Ok(total) };
+            self.failed.clear();
             total += rows.len() as u64;
-            let columns = COUNTED | ColumnSet::TIME;
-            self.segment.read(group, &rows, columns).await?.iter().for_each(&mut each);
+            self.segment.read(group, &rows, counted).await?.iter().for_each(&mut each);
         }
-        Ok(total)
     }
 
-    /// Returns the rows of a row group that pass everything that needs no body.
-    async fn wanted_rows(&mut self, group: usize) -> Result<Rows, EngineError> {
+    /// Splits the wanted rows of a group so that the events of each part fit the budget.
+    fn batches(&self, group: usize, rows: &Rows) -> Vec<(usize, Rows)> {
+        let summary = self.segment.summary();
+        let body = summary.body_bytes / summary.events();
+        let rows_max = (self.batch_bytes / (body + ATTRIBUTE_BYTES)).max(1);
+        let parts = self.segment.batches(group, rows, rows_max * body);
+        // A page is decoded again for each part of it, so it is split only where that matters.
+        let rows_max = usize::try_from(rows_max * 2).unwrap_or(usize::MAX);
+        let split = |part: Rows| -> Vec<Rows> {
+            if part.len() <= rows_max {
+                return vec![part];
+            }
+            let numbers: Vec<usize> = part.iter().collect();
+            numbers.chunks(rows_max).map(|part| Rows::from_sorted(part.iter().copied())).collect()
+        };
+        parts.into_iter().flat_map(split).map(|rows| (group, rows)).collect()
+    }
+
+    /// Moves on to the next row group; returns its rows that pass everything that needs no body, or
+    /// nothing at the end of the segment.
+    async fn next_group(&mut self) -> Result<Option<Rows>, EngineError> {
+        let group = self.group;
+        if group == self.segment.row_groups() {
+            return Ok(None);
+        }
         let facts = self.segment.facts(group);
-        let rows = rows_after(&facts, self.after);
+        let first = self.group_first;
+        self.group += 1;
+        self.group_first += facts.rows as u64;
+        self.wanted_rows(group, first, &facts).await.map(Some)
+    }
+
+    async fn wanted_rows(
+        &mut self,
+        group: usize,
+        first: Sequence,
+        facts: &RowGroupFacts,
+    ) -> Result<Rows, EngineError> {
+        let rows = rows_after(first, facts.rows, self.after);
         if rows.is_empty() {
             return Ok(rows);
         }
-        let verdict = self.prune(group, &facts).await?;
+        let verdict = self.prune(group, first, facts).await?;
         match verdict {
             Verdict::None => return Ok(Rows::default()),
             Verdict::All => return Ok(rows),
@@ -137,7 +202,7 @@ impl Scan {
                 Ok(true) => wanted.push(row),
                 Ok(false) => {}
                 Err(_) if self.selection.where_errors() == WhereErrors::Skip => {
-                    self.where_skipped += 1;
+                    self.failed.push_back(first + row as u64);
                 }
                 Err(error) => return Err(error.into()),
             }
@@ -146,8 +211,13 @@ impl Scan {
     }
 
     /// Prunes by statistics, and by bloom filters only where they could still decide.
-    async fn prune(&self, group: usize, facts: &RowGroupFacts) -> Result<Verdict, EngineError> {
-        let bounds = self.bounds(facts);
+    async fn prune(
+        &self,
+        group: usize,
+        first: Sequence,
+        facts: &RowGroupFacts,
+    ) -> Result<Verdict, EngineError> {
+        let bounds = self.bounds(first, facts);
         let verdict = self.selection.prune(&bounds);
         if verdict != Verdict::Some {
             return Ok(verdict);
@@ -160,7 +230,8 @@ impl Scan {
             && let Some(bloom) = self.segment.bloom(group, PrunedBy::Key).await?
         {
             let holds = |text: &str| Bloom::may_contain(&bloom, text);
-            verdict = self.selection.prune(&Bounds { key: bounds.key.with_filter(&holds), ..bounds });
+            verdict =
+                self.selection.prune(&Bounds { key: bounds.key.with_filter(&holds), ..bounds });
         }
         if verdict == Verdict::Some
             && self.selection.prune(&by_id) == Verdict::None
@@ -172,7 +243,7 @@ impl Scan {
         Ok(verdict)
     }
 
-    fn bounds<'a>(&'a self, facts: &'a RowGroupFacts) -> Bounds<'a> {
+    fn bounds<'a>(&'a self, first: Sequence, facts: &'a RowGroupFacts) -> Bounds<'a> {
         let range = |range: &'a Option<TextRange>| match range {
             Some(range) => TextFacts::range(&range.min, &range.max),
             None => TextFacts::default(),
@@ -180,8 +251,8 @@ impl Scan {
         Bounds {
             place: Some(Place {
                 stream: &self.segment.summary().stream,
-                first: facts.sequence.0,
-                last: facts.sequence.1,
+                first,
+                last: first + facts.rows as u64 - 1,
             }),
             time: facts.time,
             kind: range(&facts.kind),
@@ -201,7 +272,11 @@ impl Scan {
                 PageBounds::Text(min, max) => {
                     self.selection.prune(&set(TextFacts::range(min, max))) != Verdict::None
                 }
-                PageBounds::AllAbsent | PageBounds::Time(..) => true,
+                PageBounds::AllAbsent => {
+                    let absent = TextFacts { bounds: TextBounds::Absent, ..TextFacts::default() };
+                    self.selection.prune(&set(absent)) != Verdict::None
+                }
+                PageBounds::Time(..) => true,
             })
         };
         let unknown = Bounds::unknown(1);
@@ -225,24 +300,26 @@ impl Scan {
     }
 
     /// Holds whole events against what their attributes alone could not decide.
-    fn keep_matching(&mut self, events: Vec<Event>) -> Result<Vec<Event>, EngineError> {
-        let stream = self.segment.summary().stream.clone();
+    fn keep_matching(&mut self, events: Vec<Event>) -> Result<Vec<Found>, EngineError> {
+        let stream = &self.segment.summary().stream;
         let mut kept = Vec::with_capacity(events.len());
         for event in events {
+            while self.failed.front().is_some_and(|failed| *failed < event.sequence) {
+                self.failed.pop_front();
+                self.skipped += 1;
+            }
             let message = &event.message;
             let undecided = self.selection.needs_body()
                 || message.exchange.as_str().is_none()
                 || message.routing_key.as_str().is_none();
-            if !undecided {
-                kept.push(event);
-                continue;
-            }
-            match self.selection.matches(&stream, &event) {
-                Ok(true) => kept.push(event),
+            let matches = match undecided {
+                true => self.selection.matches(stream, &event),
+                false => Ok(true),
+            };
+            match matches {
+                Ok(true) => kept.push(Found { event, skipped: std::mem::take(&mut self.skipped) }),
                 Ok(false) => {}
-                Err(_) if self.selection.where_errors() == WhereErrors::Skip => {
-                    self.where_skipped += 1;
-                }
+                Err(_) if self.selection.where_errors() == WhereErrors::Skip => self.skipped += 1,
                 Err(error) => return Err(error.into()),
             }
         }
@@ -258,29 +335,35 @@ pub async fn open_expected(
     store: Arc<dyn Store>,
     wanted: &SegmentToRead,
 ) -> Result<Segment, EngineError> {
-    use dacapo_archive::ArchiveError;
-    use dacapo_archive::store::StoreError;
-
     let changed = |how: &str| EngineError::ArchiveChanged {
         segment: wanted.key.to_string(),
         how: how.to_owned(),
     };
-    match Segment::open(store, &wanted.key, Some(wanted.size)).await {
+    match Segment::open(Arc::clone(&store), &wanted.key, Some(wanted.size)).await {
         Ok(segment) if segment.summary().digest == wanted.digest => Ok(segment),
         Ok(_) => Err(changed("is another than before (its digest differs)")),
         Err(ArchiveError::Store(StoreError::NotFound { .. })) => Err(changed("is gone")),
+        // With another size nothing is where it was looked for, which reads like damage.
+        Err(
+            error @ (ArchiveError::Damaged { .. }
+            | ArchiveError::Store(StoreError::Permanent { .. })),
+        ) => {
+            let page = store.list(wanted.key.as_str(), None).await.map_err(ArchiveError::from)?;
+            match page.objects.iter().find(|object| object.key == wanted.key) {
+                Some(object) if object.size == wanted.size => Err(error.into()),
+                Some(_) => Err(changed("is another than before (its size differs)")),
+                None => Err(changed("is gone")),
+            }
+        }
         Err(error) => Err(error.into()),
     }
 }
 
-fn rows_after(facts: &RowGroupFacts, after: Sequence) -> Rows {
-    let (first, last) = facts.sequence;
-    let mut rows = Rows::default();
-    if last > after {
-        let skipped = usize::try_from((after + 1).saturating_sub(first)).unwrap_or(usize::MAX);
-        rows.extend_to(skipped.min(facts.rows)..facts.rows);
-    }
-    rows
+fn rows_after(first: Sequence, rows: usize, after: Sequence) -> Rows {
+    let skipped = usize::try_from((after + 1).saturating_sub(first)).unwrap_or(usize::MAX);
+    let mut wanted = Rows::default();
+    wanted.extend_to(skipped.min(rows)..rows);
+    wanted
 }
 
 fn columns_needed(selection: &Selection) -> ColumnSet {
@@ -302,3 +385,6 @@ fn columns_needed(selection: &Selection) -> ColumnSet {
     }
     columns
 }
+
+#[cfg(test)]
+mod tests;
