@@ -17,7 +17,7 @@ use dacapo_republish::{
     Config, Control, How, Outgoing, Progress, RepublishError, Totals, WindowLimits, republish,
 };
 use tokio::sync::{mpsc, watch};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 
 use crate::EngineError;
@@ -34,6 +34,9 @@ const BATCHES_AHEAD: usize = 2;
 
 /// How often the state directory is looked at for what another terminal asks.
 const CONTROL_INTERVAL: Duration = Duration::from_millis(250);
+
+/// How long removing what the target declared may take; nothing depends on it.
+const DISMANTLE_DEADLINE: Duration = Duration::from_secs(30);
 
 /// A replay, ready to run.
 pub struct Replay<'a> {
@@ -60,8 +63,16 @@ pub struct Finished {
     pub error: Option<EngineError>,
 }
 
-/// What lies between the archive and the bus, by stream and sequence, in order of publishing.
-type Emitted = Arc<Mutex<VecDeque<(StreamName, Sequence)>>>;
+/// What lies between the archive and the bus, in order of publishing.
+type Emitted = Arc<Mutex<VecDeque<Place>>>;
+
+/// What a checkpoint has to know of an event.
+struct Place {
+    stream: StreamName,
+    sequence: Sequence,
+    /// Events before it that the expression failed on.
+    skipped: u64,
+}
 
 impl Replay<'_> {
     /// Publishes what is not confirmed yet, until all is, `control` says stop, or something fails.
@@ -80,13 +91,16 @@ impl Replay<'_> {
             return Err(EngineError::WrongState {
                 id: id.to_string(),
                 state: standing.phase.as_str().to_owned(),
-                hint: "there is nothing to resume; `dacapo replays show` prints its receipt".to_owned(),
+                hint: "there is nothing to resume; `dacapo replays show` prints its receipt"
+                    .to_owned(),
             });
         }
         let selection = Arc::new(Selection::compile(self.plan.request.selection.clone())?);
         let mut counts = self.counts_to_go_on_with(&standing);
         journal.began((self.clock)())?;
         counts.runs += 1;
+        // What the run before may have repeated is counted even if this one is killed at once.
+        journal.checkpoint(&counts, &standing.positions)?;
 
         let metered = Arc::new(Metered::new(Arc::clone(&self.store)));
         let store: Arc<dyn Store> = Arc::clone(&metered) as Arc<dyn Store>;
@@ -98,6 +112,7 @@ impl Replay<'_> {
             journal: &mut journal,
             emitted: Arc::clone(&emitted),
             popped: 0,
+            skipped: 0,
             before: counts,
             counts,
             positions: standing.positions,
@@ -121,12 +136,14 @@ impl Replay<'_> {
             progress,
         );
         let read = self.read(merge, emitted, batches);
-        let (ended, where_skipped) = tokio::join!(publish, read);
+        let (ended, skipped) = tokio::join!(publish, read);
 
         checkpoints.update(&ended.totals);
-        let Checkpoints { mut counts, positions, .. } = checkpoints;
-        counts.where_skipped += where_skipped;
-        counts.rejected = 0;
+        let Checkpoints { before, mut counts, positions, .. } = checkpoints;
+        if matches!(ended.how, How::Completed) {
+            // Those after the last event included.
+            counts.where_skipped = before.where_skipped + skipped;
+        }
         let (phase, refusal, error) = match ended.how {
             How::Completed => (Phase::Completed, None, None),
             How::Interrupted if self.state.control(id) == Asked::Cancel => {
@@ -134,7 +151,6 @@ impl Replay<'_> {
             }
             How::Interrupted => (Phase::Interrupted, None, None),
             How::Rejected { id: event, reason } => {
-                counts.rejected = 1;
                 let refusal = format!("event `{event}`: {reason}");
                 (Phase::Rejected, Some(refusal), Some(self.rejected(event, reason)))
             }
@@ -143,11 +159,14 @@ impl Replay<'_> {
         journal.ended((self.clock)(), phase, &counts, &positions)?;
         let receipt = Receipt { refusal, ..Receipt::new(id.clone(), phase, self.plan, counts) };
         self.state.write_receipt(id, &receipt.to_json())?;
-        // What is left of a clean run is an exchange without use; the next run declares it again.
-        let error = match self.target.dismantle().await {
-            Err(problem) if error.is_none() && phase == Phase::Completed => Some(problem.into()),
-            _ => error,
-        };
+        // What stays if this fails is an exchange without use; a resumed run declares it again.
+        match timeout(DISMANTLE_DEADLINE, self.target.dismantle()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(problem)) => {
+                tracing::warn!(%problem, "what the target declared was not removed");
+            }
+            Err(_) => tracing::warn!("what the target declared was not removed in time"),
+        }
         Ok(Finished { receipt, error })
     }
 
@@ -165,7 +184,8 @@ impl Replay<'_> {
         counts
     }
 
-    /// Feeds the selected events to the publisher; returns how many the expression failed on.
+    /// Feeds the selected events to the publisher, until there are no more or it has ended; returns
+    /// how many the expression failed on.
     async fn read(
         &self,
         mut merge: Merge,
@@ -175,11 +195,12 @@ impl Replay<'_> {
         let replay = ShortStr::try_from(self.locked.id.as_str())
             .expect("a replay's id is shorter than 255 bytes");
         loop {
-            let batch = match merge.next().await {
-                Ok(Some(selected)) => Ok(selected),
-                Ok(None) => break,
-                Err(error) => Err(error),
+            // When publishing has ended, a store that does not answer is not waited for.
+            let batch = tokio::select! {
+                batch = merge.next() => batch.transpose(),
+                () = batches.closed() => None,
             };
+            let Some(batch) = batch else { break };
             let failed = batch.is_err();
             let batch = batch.map(|selected| self.outgoing(selected, &replay, &emitted));
             // A closed channel means that publishing has ended; its reason is told there.
@@ -198,7 +219,11 @@ impl Replay<'_> {
     ) -> Vec<Outgoing<()>> {
         let mut queue = emitted.lock().expect("no holder of this lock panics");
         let prepare = |selected: Selected| {
-            queue.push_back((selected.stream.clone(), selected.event.sequence));
+            queue.push_back(Place {
+                stream: selected.stream.clone(),
+                sequence: selected.event.sequence,
+                skipped: selected.skipped,
+            });
             let message = match self.plan.request.target.is_bus() {
                 true => marking::mark(&selected.event, replay, self.plan.request.priority),
                 false => export::json_line(&selected),
@@ -213,7 +238,10 @@ impl Replay<'_> {
         let id = &self.locked.id;
         EngineError::Rejected {
             event,
-            hint: format!("mend {} and go on with `dacapo replay resume {id}`", self.plan.request.target),
+            hint: format!(
+                "mend {} and go on with `dacapo replay resume {id}`",
+                self.plan.request.target
+            ),
             reason,
         }
     }
@@ -227,9 +255,7 @@ fn from_republish(
         RepublishError::Bus(error) => Ok(error.into()),
         RepublishError::Input(error) => Ok(error),
         RepublishError::Journal(error) => Err(error),
-        RepublishError::GaveUp { attempts, source } => {
-            Ok(EngineError::GaveUp { attempts, source })
-        }
+        RepublishError::GaveUp { attempts, source } => Ok(EngineError::GaveUp { attempts, source }),
         RepublishError::DepthUnknown => Ok(EngineError::DepthUnknown),
     }
 }
@@ -238,8 +264,10 @@ fn from_republish(
 struct Checkpoints<'a> {
     journal: &'a mut Journal,
     emitted: Emitted,
-    /// How many of this run's events were taken off `emitted`.
+    /// How many of this run's events were taken off `emitted`, and how many were left out before
+    /// the last of them.
     popped: u64,
+    skipped: u64,
     before: Counts,
     counts: Counts,
     positions: Positions,
@@ -254,7 +282,9 @@ impl Checkpoints<'_> {
             confirmed: self.before.confirmed + totals.confirmed,
             possible_repeats: self.before.possible_repeats + totals.possible_repeats,
             reordered: self.before.reordered + totals.reordered,
+            rejected: totals.rejected,
             bytes: self.before.bytes + totals.bytes,
+            where_skipped: self.before.where_skipped + self.skipped,
             bytes_read: self.before.bytes_read + read.bytes,
             requests: self.before.requests + read.requests,
             seconds: self.before.seconds + self.began.elapsed().as_secs_f64(),
@@ -270,13 +300,10 @@ impl dacapo_republish::Journal<()> for Checkpoints<'_> {
         {
             let mut emitted = self.emitted.lock().expect("no holder of this lock panics");
             while self.popped < totals.confirmed {
-                let (stream, sequence) =
-                    emitted.pop_front().expect("what is confirmed was emitted");
+                let place = emitted.pop_front().expect("what is confirmed was emitted");
                 self.popped += 1;
-                match self.positions.get_mut(&stream) {
-                    Some(position) => *position = sequence,
-                    None => drop(self.positions.insert(stream, sequence)),
-                }
+                self.skipped += place.skipped;
+                self.positions.insert(place.stream, place.sequence);
             }
         }
         self.update(totals);

@@ -107,11 +107,7 @@ pub async fn survey(
             _ => 1,
         };
         if summary.first > next {
-            gaps.push(Gap {
-                stream: summary.stream.clone(),
-                first: next,
-                last: summary.first - 1,
-            });
+            gaps.push(Gap { stream: summary.stream.clone(), first: next, last: summary.first - 1 });
         }
         expected = Some((summary.stream.clone(), summary.last + 1));
         let bounds = bounds(&summary);
@@ -168,7 +164,10 @@ fn bounds(summary: &SegmentSummary) -> Bounds<'_> {
         time: Some((summary.time_min, summary.time_max)),
         kind: TextFacts::counts(&summary.by_type.counts, summary.by_type.other),
         exchange: TextFacts::counts(&summary.by_exchange.counts, summary.by_exchange.other),
-        routing_key: TextFacts::counts(&summary.by_routing_key.counts, summary.by_routing_key.other),
+        routing_key: TextFacts::counts(
+            &summary.by_routing_key.counts,
+            summary.by_routing_key.other,
+        ),
         ..Bounds::unknown(summary.events())
     }
 }

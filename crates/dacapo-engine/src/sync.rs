@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use dacapo_archive::chain::{self, Head};
-use dacapo_archive::store::{ObjectMeta, Store};
+use dacapo_archive::store::{ObjectMeta, Store, StoreError};
 use dacapo_archive::{ArchiveError, Segment, SegmentSummary, layout};
 use dacapo_event::{Sequence, StreamName};
 use dacapo_index::Index;
@@ -32,7 +32,7 @@ pub struct SyncReport {
     pub restarted: u64,
     /// Sequences that no readable segment holds.
     pub gaps: Vec<Gap>,
-    /// Segments that could not be read, and why.
+    /// Objects that could not be read, by key, and why.
     pub unreadable: Vec<(String, String)>,
 }
 
@@ -54,11 +54,13 @@ pub struct Progress {
 
 /// Brings the index up to date.
 ///
-/// The index is blocking and small batches are written to it in place; run this where a few
-/// milliseconds of disk do not matter.
+/// The index is blocking and is read and written in place: some milliseconds for each batch, a
+/// second for a stream of 100,000 segments with a gap. Nothing but this sync is to run on its task;
+/// every command does it before anything else.
 ///
 /// # Errors
-/// The store or the index fails. A damaged segment is in the report instead.
+/// The store or the index fails. A damaged segment, or a stream without its head, is in the report
+/// instead.
 pub async fn sync(
     store: &Arc<dyn Store>,
     index: &Index,
@@ -67,13 +69,19 @@ pub async fn sync(
     let mut report = SyncReport::default();
     let heads = chain::heads(&**store).await?;
     let mut known: BTreeMap<StreamName, SegmentSummary> = BTreeMap::new();
-    for progress in index.streams()? {
-        let in_archive = heads.iter().any(|head| head.stream == progress.stream);
-        let first = layout::parse_segment(&progress.last_key).map_or(0, |(_, first)| first);
-        match index.segment(&progress.stream, first)? {
-            Some(last) if in_archive => drop(known.insert(progress.stream, last)),
+    for stream in index.streams()? {
+        let in_archive = heads.iter().any(|head| head.stream == stream.stream);
+        let first = layout::parse_segment(&stream.last_key).map_or(0, |(_, first)| first);
+        match index.segment(&stream.stream, first)? {
+            Some(last) if in_archive => drop(known.insert(stream.stream, last)),
+            Some(last) if still_committed(&**store, &last).await? => {
+                let head = layout::head(&stream.stream).to_string();
+                let why =
+                    "it is gone, but not the segments of its stream; run `dacapo archive verify`";
+                report.unreadable.push((head, why.to_owned()));
+            }
             _ => {
-                index.remove_stream(&progress.stream)?;
+                index.remove_stream(&stream.stream)?;
                 report.restarted += 1;
             }
         }
@@ -95,23 +103,29 @@ async fn sync_stream(
     progress: &mut impl FnMut(Progress),
 ) -> Result<(), EngineError> {
     if let Some(known) = &last
-        && contradicts(store, known, head).await?
+        && contradicts(&**store, known, head).await?
     {
         index.remove_stream(&head.stream)?;
         report.restarted += 1;
         last = None;
     }
-    if last.as_ref().is_some_and(|last| last.last >= head.last) {
-        gaps_of(index, head, report)?;
-        return Ok(());
+    let contiguous = index.progress(&head.stream)?.is_some_and(|known| known.is_contiguous());
+    let after = match &last {
+        Some(last) if contiguous && last.last >= head.last => return Ok(()),
+        Some(last) if contiguous => Some(last.first),
+        // A segment that could not be read before may have been mended.
+        Some(_) => last_before_gap(index, &head.stream)?,
+        None => None,
+    };
+    let mut listed = chain::committed(&**store, &head.stream, after).await?;
+    if !contiguous {
+        listed = unknown_of(listed, index, &head.stream)?;
     }
-    let after = last.as_ref().map(|last| last.first);
-    let listed = chain::committed(&**store, &head.stream, after).await?;
     let all = listed.len() as u64;
     let mut done = 0;
     let mut batch = Vec::new();
     let mut footers = stream::iter(listed)
-        .map(|(object, first)| footer(store, object, first))
+        .map(|(object, first)| footer(store, &head.stream, object, first))
         .buffered(FOOTERS_AT_ONCE);
     while let Some(footer) = footers.next().await {
         match footer? {
@@ -130,26 +144,66 @@ async fn sync_stream(
     gaps_of(index, head, report)
 }
 
+/// Returns the first sequence of the last segment before a stream's first gap.
+fn last_before_gap(index: &Index, stream: &StreamName) -> Result<Option<Sequence>, EngineError> {
+    let mut before = None;
+    let mut next = 1;
+    for summary in index.segments_of(stream) {
+        let summary = summary?;
+        if summary.first > next {
+            break;
+        }
+        before = Some(summary.first);
+        next = summary.last + 1;
+    }
+    Ok(before)
+}
+
+/// Returns those segments that the index does not have as they are listed.
+fn unknown_of(
+    listed: Vec<(ObjectMeta, Sequence)>,
+    index: &Index,
+    stream: &StreamName,
+) -> Result<Vec<(ObjectMeta, Sequence)>, EngineError> {
+    let mut unknown = Vec::new();
+    for (object, first) in listed {
+        let known = index.segment(stream, first)?;
+        if known.is_none_or(|known| known.key != object.key || known.size != object.size) {
+            unknown.push((object, first));
+        }
+    }
+    Ok(unknown)
+}
+
 /// Reads one footer; a damaged one is not an error of the sync.
 async fn footer(
     store: &Arc<dyn Store>,
+    stream: &StreamName,
     object: ObjectMeta,
     first: Sequence,
 ) -> Result<Result<SegmentSummary, (String, String)>, EngineError> {
+    let unreadable = |problem: String| Ok(Err((object.key.to_string(), problem)));
     let opened = Segment::open(Arc::clone(store), &object.key, Some(object.size)).await;
     match opened {
-        Ok(segment) if segment.summary().first == first => Ok(Ok(segment.summary().clone())),
-        Ok(_) => Ok(Err((object.key.to_string(), "its footer is of another segment".to_owned()))),
-        Err(error @ (ArchiveError::Damaged { .. } | ArchiveError::NewerFormat { .. })) => {
-            Ok(Err((object.key.to_string(), error.to_string())))
+        Ok(segment) if segment.summary().stream == *stream && segment.summary().first == first => {
+            Ok(Ok(segment.summary().clone()))
         }
+        Ok(_) => unreadable("its footer is of another segment".to_owned()),
+        Err(ArchiveError::Damaged { .. }) if object.size == 0 => {
+            unreadable("it is empty or gone".to_owned())
+        }
+        Err(
+            error @ (ArchiveError::Damaged { .. }
+            | ArchiveError::NewerFormat { .. }
+            | ArchiveError::Store(StoreError::NotFound { .. })),
+        ) => unreadable(error.to_string()),
         Err(error) => Err(error.into()),
     }
 }
 
 /// Returns whether the archive's stream is not the one that the index knows the beginning of.
 async fn contradicts(
-    store: &Arc<dyn Store>,
+    store: &dyn Store,
     known: &SegmentSummary,
     head: &Head,
 ) -> Result<bool, EngineError> {
@@ -157,8 +211,13 @@ async fn contradicts(
         return Ok(known.digest != head.digest);
     }
     // The index may be ahead of a head that was read just before it moved, or of another archive.
-    let entry = chain::entry(&**store, &head.stream, known.first).await?;
-    Ok(entry.is_none_or(|entry| entry.digest != known.digest))
+    Ok(!still_committed(store, known).await?)
+}
+
+/// Returns whether the chain has this very segment.
+async fn still_committed(store: &dyn Store, known: &SegmentSummary) -> Result<bool, EngineError> {
+    let entry = chain::entry(store, &known.stream, known.first).await?;
+    Ok(entry.is_some_and(|entry| entry.digest == known.digest))
 }
 
 /// Adds the sequences that the index misses up to the head.
