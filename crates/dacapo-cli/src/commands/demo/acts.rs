@@ -269,7 +269,7 @@ impl Story<'_> {
                     counts.possible_repeats,
                 ),
                 &format!(
-                    "took {} (held to {}/s, so that there is something to watch)",
+                    "took {} (at most {}/s, so that there is something to watch)",
                     format::seconds(counts.seconds),
                     plan.request
                         .pace

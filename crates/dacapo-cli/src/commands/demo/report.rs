@@ -187,3 +187,77 @@ impl Figures {
 pub(crate) fn short(digest: &Digest) -> String {
     digest.to_string()[..12].to_owned()
 }
+
+#[cfg(test)]
+mod tests {
+    use dacapo_engine::journal::{Counts, Phase};
+    use dacapo_engine::state::ReplayId;
+    use dacapo_event::Timestamp;
+
+    use super::*;
+
+    fn figures() -> Figures {
+        let state = |text: &str| OrdersState { orders: 1, digest: Digest::of(text.as_bytes()) };
+        let mailer = MailerState { received: 2, waiting: 0, sent: 2, repeats: 0 };
+        let nothing = Digest::of(b"");
+        Figures {
+            name: "dacapo-demo-1".to_owned(),
+            folder: "d".to_owned(),
+            bus: "a bus in memory".to_owned(),
+            by_type: BTreeMap::from([(What::Placed, 1), (What::Paid, 1), (What::Shipped, 1)]),
+            archive: Archive { events: 3, segments: 1, bytes: 100 },
+            archived_at_the_end: 3,
+            orders: [state("whole"), state(""), state("whole")],
+            mailer: [mailer, mailer],
+            receipt: Receipt {
+                id: ReplayId::new(Timestamp::EPOCH, &nothing, 1),
+                phase: Phase::Completed,
+                selected: 3,
+                selected_exact: true,
+                counts: Counts { confirmed: 3, ..Counts::default() },
+                bytes_full_scan: 100,
+                plan: nothing.to_string(),
+                target: "queue `orders`".to_owned(),
+                refusal: None,
+            },
+            seconds: 1.0,
+            commands: vec![("nothing", "true".to_owned())],
+        }
+    }
+
+    #[test]
+    fn a_demo_that_shows_everything_passes() {
+        let figures = figures();
+        assert!(figures.passed(), "{:?}", figures.checks());
+        assert!(figures.text().starts_with("\nPASS: "));
+        assert_eq!(figures.to_json()["by_type"]["order.paid"], 1);
+    }
+
+    /// Checks that one thing that is wrong fails this check, and no other.
+    #[track_caller]
+    fn check(expected: &str, harm: fn(&mut Figures)) {
+        let mut figures = figures();
+        harm(&mut figures);
+        let failed: Vec<_> =
+            figures.checks().iter().filter(|check| !check.holds).map(|check| check.what).collect();
+        assert_eq!(failed, [expected]);
+        assert!(!figures.passed());
+        let text = figures.text();
+        assert!(text.starts_with(&format!("\nFAIL: this does not hold: {expected}.")), "{text}");
+    }
+
+    #[test]
+    fn each_thing_that_is_wrong_fails_the_demo() {
+        check("every event is in the archive", |f| f.archive.events = 2);
+        check("`orders` had lost its state", |f| f.orders[1] = f.orders[0]);
+        check("the state of `orders` is what it was", |f| f.orders[2].digest = Digest::of(b"half"));
+        let replayed = "every event was replayed and confirmed";
+        check(replayed, |f| f.receipt.counts.confirmed = 2);
+        check(replayed, |f| f.receipt.selected = 4);
+        let spared = "`mailer` got none of the replay";
+        check(spared, |f| f.mailer[1].received = 3);
+        check(spared, |f| f.mailer[1].waiting = 1);
+        check("`mailer` sent no mail twice", |f| f.mailer[1].repeats = 1);
+        check("the replay was not archived again", |f| f.archived_at_the_end = 6);
+    }
+}
