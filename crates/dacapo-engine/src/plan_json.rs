@@ -1,7 +1,6 @@
 //! Plans as JSON: what `dacapo plan --json` prints and `--out` saves. The only place where
 //! plan and request meet their wire form.
 
-use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::time::Duration;
@@ -11,144 +10,25 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use dacapo_event::marking::Priority;
 use dacapo_filter::{SelectionSpec, WhereErrors};
 use dacapo_republish::{Pace, Speed};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use serde_json::{Number, Value};
 
+use self::wire::{
+    FormatJson, GapJson, PaceJson, PlanJson, RequestJson, SegmentJson, SelectionJson,
+    TargetFactsJson, TargetJson,
+};
 use crate::EngineError;
 use crate::plan::{Plan, PlannedSegment};
 use crate::request::{Request, Target};
 use crate::survey::{Gap, TargetFacts};
+
+mod wire;
 
 /// The version of a saved plan; a reader refuses a higher one.
 const PLAN_FORMAT: u32 = 1;
 
 /// A saved plan of more bytes is refused: 100,000 segments come to about 30 MB.
 pub const PLAN_BYTES_MAX: u64 = 256 * 1024 * 1024;
-
-#[derive(Deserialize)]
-struct FormatJson {
-    format: u32,
-}
-
-#[derive(Serialize, Deserialize)]
-struct PlanJson {
-    format: u32,
-    plan: String,
-    events: u64,
-    exact: bool,
-    by_type: BTreeMap<String, u64>,
-    by_type_exact: bool,
-    bytes: u64,
-    bytes_read: u64,
-    bytes_full_scan: u64,
-    requests: u64,
-    seconds: Number,
-    segments: u64,
-    first_time: Option<String>,
-    last_time: Option<String>,
-    gaps: Vec<GapJson>,
-    target: TargetFactsJson,
-    archive: String,
-    made_at: String,
-    request: RequestJson,
-    reads: Vec<SegmentJson>,
-}
-
-#[derive(Serialize, Deserialize)]
-struct GapJson {
-    stream: String,
-    first_sequence: u64,
-    last_sequence: u64,
-}
-
-#[derive(Serialize, Deserialize)]
-struct TargetFactsJson {
-    name: String,
-    exists: Option<bool>,
-    depth: Option<u64>,
-    consumers: Option<u64>,
-    warnings: Vec<String>,
-}
-
-#[derive(Serialize, Deserialize)]
-struct SegmentJson {
-    segment: String,
-    stream: String,
-    bytes: u64,
-    digest: String,
-    first_sequence: u64,
-    last_sequence: u64,
-    time_min: String,
-}
-
-#[derive(Serialize, Deserialize)]
-struct RequestJson {
-    selection: SelectionJson,
-    target: TargetJson,
-    pace: PaceJson,
-    window: std::num::NonZeroU32,
-    keep_priority: bool,
-}
-
-#[derive(Serialize, Deserialize, Default)]
-#[serde(default, deny_unknown_fields)]
-struct SelectionJson {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    from: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    to: Option<String>,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    types: Vec<String>,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    routing_keys: Vec<String>,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    exchanges: Vec<String>,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    keys: Vec<String>,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    ids: Vec<String>,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    headers: Vec<(String, String)>,
-    #[serde(rename = "where", skip_serializing_if = "Option::is_none")]
-    where_: Option<String>,
-    skip_where_errors: bool,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    descriptor_set_base64: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    message: Option<String>,
-}
-
-#[derive(Serialize, Deserialize)]
-#[serde(tag = "kind", rename_all = "snake_case")]
-enum TargetJson {
-    Queue {
-        queue: String,
-    },
-    QueueViaDefaultExchange {
-        queue: String,
-    },
-    Exchange {
-        exchange: String,
-        routing_key: Option<String>,
-    },
-    Original,
-    File {
-        path: String,
-        /// The path's bytes where they are not UTF-8; `path` is then for people.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        path_base64: Option<String>,
-    },
-}
-
-#[derive(Serialize, Deserialize, Default)]
-#[serde(default)]
-struct PaceJson {
-    rate: Option<std::num::NonZeroU32>,
-    byte_rate: Option<std::num::NonZeroU64>,
-    speed: Option<Number>,
-    ramp_seconds: Option<Number>,
-    queue_depth_max: Option<std::num::NonZeroU64>,
-}
 
 /// Returns the plan as one JSON object.
 pub fn to_json(plan: &Plan) -> Value {

@@ -18,8 +18,9 @@ use dacapo_event::{Digest, Timestamp};
 use crate::EngineError;
 use crate::plan::Plan;
 
-/// How often to try for a lock that others are only looking at: each look takes microseconds.
-const LOOKS_MAX: u32 = 1_000;
+/// How often to try for a lock that others are only looking at. Each look takes microseconds, but a
+/// busy machine may suspend whoever looks for some milliseconds; this is about a tenth of a second.
+const LOOKS_MAX: u32 = 50_000;
 
 /// The most that is read of a lock: a process id has 10 digits.
 const PID_BYTES_MAX: u64 = 32;
