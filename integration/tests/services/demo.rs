@@ -32,14 +32,16 @@ fn check_story(story: &Value) {
     assert_eq!(orders["lost"]["orders"], 0);
     assert_eq!(orders["before"]["orders"], story["by_type"]["order.placed"]);
     let mailer = &story["mailer"];
-    let count = |kind: &str| story["by_type"][kind].as_u64().unwrap();
+    let count = |kind: &str| story["by_type"][kind].as_u64().expect("a count");
     let mails = json!(count("order.placed") + count("order.shipped"));
     assert_eq!(mailer["before"]["received"], mails);
     assert_eq!(mailer["after"], json!({ "received": mails, "waiting": 0 }));
     assert_eq!((&mailer["sent"], &mailer["sent_twice"]), (&mails, &json!(0)));
     let replay = &story["replay"];
     assert_eq!((&replay["state"], &replay["confirmed"]), (&json!("completed"), &json!(2_000)));
-    assert!(story["checks"].as_array().unwrap().iter().all(|check| check["holds"] == true));
+    assert!(
+        story["checks"].as_array().expect("an array").iter().all(|check| check["holds"] == true)
+    );
 }
 
 /// Runs commands as a person does who copies them.
@@ -47,7 +49,11 @@ fn check_story(story: &Value) {
 fn check_commands<'a>(commands: impl IntoIterator<Item = &'a str>, folder: &Path) {
     let mut ran = 0;
     for command in commands {
-        let output = Command::new("sh").args(["-c", command]).current_dir(folder).output().unwrap();
+        let output = Command::new("sh")
+            .args(["-c", command])
+            .current_dir(folder)
+            .output()
+            .expect("there is a shell");
         let said = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(0), "{command}\n{said}");
         assert!(!output.stdout.is_empty(), "{command}\n{said}");
@@ -69,7 +75,10 @@ async fn check_nothing_left(name: &str) {
         targets.extend([queue(role), queue(&format!("{role}.parked"))]);
     }
     for target in targets {
-        assert!(!inspect(&broker(), &target).await.unwrap().exists, "{target:?} is still there");
+        assert!(
+            !inspect(&broker(), &target).await.expect("the broker answers").exists,
+            "{target:?} is still there"
+        );
     }
 }
 

@@ -118,11 +118,8 @@ impl Story<'_> {
     async fn tell(&self, crew: &mut Crew) -> anyhow::Result<Figures> {
         let began = Instant::now();
         self.output.talk("A shop, its archive, a disaster, and the way back");
-        self.output.talk(&format!(
-            "on {}, with a folder of its own: `{}`\n",
-            self.bus.place(),
-            self.folder
-        ));
+        self.output.talk(&format!("on {},", self.bus.place()));
+        self.output.talk(&format!("with a folder of its own: `{}`\n", self.folder));
         self.folder.configure()?;
         let store: Arc<dyn Store> = Arc::new(FileStore::create(self.folder.archive()).await?);
         self.bus.set_up().await?;
