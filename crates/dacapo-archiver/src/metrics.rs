@@ -249,8 +249,9 @@ impl Metrics {
         self.last_put.set(Duration::from_micros(u64::try_from(micros).unwrap_or(0)).as_secs_f64());
     }
 
-    /// Returns what is wrong with the store, if anything.
-    pub(crate) fn store_trouble(&self) -> Option<String> {
+    /// Returns what is wrong with the store, if anything; until it is mended the broker keeps what
+    /// is published.
+    pub fn store_trouble(&self) -> Option<String> {
         self.troubles().store.clone()
     }
 

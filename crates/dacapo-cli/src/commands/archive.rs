@@ -10,9 +10,12 @@ use dacapo_archive::store::ObjectKey;
 use dacapo_archive::verify::verify;
 use dacapo_archiver::{ArchiverConfig, Health, Metrics, RollPolicy, WriteOnce};
 use dacapo_event::StreamName;
+use futures::future::OptionFuture;
 use prometheus_client::registry::Registry;
 use serde_json::{Value, json};
 
+use self::disk::Watching;
+use self::management::Management;
 use super::import;
 use crate::args::{ArchiveCommand, LsArgs, RunArgs, VerifyArgs};
 use crate::exit::{Exit, Failure};
@@ -23,6 +26,9 @@ use crate::progress::Steps;
 use crate::serve;
 use crate::settings::Settings;
 use crate::signals::Signals;
+
+mod disk;
+mod management;
 
 pub async fn run(
     command: ArchiveCommand,
@@ -39,6 +45,7 @@ pub async fn run(
 
 async fn archiver(args: RunArgs, settings: &Settings, output: &Output) -> anyhow::Result<Exit> {
     let broker = settings.broker(format!("dacapo archive {}", args.queue))?;
+    let management: Option<Management> = args.management.as_deref().map(str::parse).transpose()?;
     let store = open::store(settings, Access::Write).await?;
     let mut signals = Signals::take()?;
     for spot in blind_spots(&broker, &args.bindings).await? {
@@ -46,6 +53,8 @@ async fn archiver(args: RunArgs, settings: &Settings, output: &Output) -> anyhow
     }
     let mut registry = Registry::default();
     let metrics = Arc::new(Metrics::register(&mut registry, settings.clock));
+    let watching = management.map(|management| Watching::register(&mut registry, management));
+    let watching = OptionFuture::from(watching.map(|watching| watching.run(&metrics)));
     let serving = match args.metrics {
         None => None,
         Some(address) => {
@@ -88,12 +97,12 @@ async fn archiver(args: RunArgs, settings: &Settings, output: &Output) -> anyhow
         };
         dacapo_archiver::run(config, store, &bus, &metrics, shutdown).await
     };
-    let totals = match serving {
-        None => archive.await?,
-        Some(serving) => tokio::select! {
-            totals = archive => totals?,
-            () = serving => unreachable!("it serves until dropped"),
-        },
+    // Both go on until the archiver ends; one that was not asked for is over at once.
+    let beside = futures::future::join(OptionFuture::from(serving), watching);
+    tokio::pin!(archive);
+    let totals = tokio::select! {
+        totals = &mut archive => totals?,
+        _ = beside => archive.await?,
     };
     let json = json!({
         "stream": stream.as_str(),
