@@ -166,11 +166,11 @@ impl Figures {
         let mut text = match failed.is_empty() {
             true => format!(
                 "\nPASS: `orders` is what it was, from the archive alone, and nobody else noticed.\n\
-                 It took {took}, and all of it is in `{}` (yours to delete).\n",
+                 It took {took}; all of it is in `{}` (yours to delete).\n",
                 self.folder
             ),
             false => format!(
-                "\nFAIL: this does not hold: {}.\nIt took {took}, and all of it is in `{}`.\n",
+                "\nFAIL: this does not hold: {}.\nIt took {took}; all of it is in `{}`.\n",
                 failed.join("; "),
                 self.folder
             ),
