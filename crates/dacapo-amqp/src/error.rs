@@ -40,7 +40,12 @@ pub(crate) fn from_io(peer: &str, error: &io::Error) -> BusError {
         return lost(peer, error.to_string());
     }
     let reason = format!("TLS: {error}");
-    let hint = if reason.contains("invalid peer certificate") {
+    let hint = if ["Expired", "expired", "NotValidYet", "not valid yet"]
+        .iter()
+        .any(|words| reason.contains(words))
+    {
+        "renew the broker's certificate, or set this machine's clock if that is wrong"
+    } else if reason.contains("invalid peer certificate") {
         "trust its authority with a CA file, or use the host name that is in its certificate"
     } else if reason.contains("CertificateRequired") || reason.contains("HandshakeFailure") {
         "the broker asks for a client certificate: give one with its key"
@@ -118,6 +123,29 @@ mod tests {
             "queue `o'rders` does not exist on h:5672/%2f; \
              create it first, or check the name and the virtual host"
         );
+    }
+
+    #[track_caller]
+    fn check_certificate(said: &str, hint: &str) {
+        let io = io::Error::new(io::ErrorKind::InvalidData, said.to_owned());
+        let error = from_io("h", &io);
+        assert!(!error.is_transient() && error.to_string().contains(hint), "{error}");
+    }
+
+    /// As rustls says it, in short and with the times.
+    #[test]
+    fn what_is_wrong_with_a_certificate_decides_the_next_step() {
+        check_certificate("invalid peer certificate: Expired", "renew the broker's certificate");
+        check_certificate(
+            "invalid peer certificate: certificate expired: verification time 3 (UNIX), …",
+            "renew the broker's certificate",
+        );
+        check_certificate(
+            "invalid peer certificate: certificate not valid yet: verification time 3 (UNIX), …",
+            "this machine's clock",
+        );
+        check_certificate("invalid peer certificate: UnknownIssuer", "trust its authority");
+        check_certificate("received fatal alert: CertificateRequired", "a client certificate");
     }
 
     #[test]
