@@ -8,6 +8,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use serde_json::{Value, json};
 
 use crate::process::{Process, Signal, signal};
 use crate::{ports, wait, witness};
@@ -25,6 +26,9 @@ pub const ACCESS_KEY: &str = "dacapo-test";
 pub const SECRET_KEY: &str = "dacapo-test-secret";
 /// Any region will do, but requests are signed with one.
 pub const REGION: &str = "us-east-1";
+
+/// In the server's folder: who may do what, where not only [`ACCESS_KEY`] may do everything.
+const IDENTITIES: &str = "identities.json";
 
 /// A server on 127.0.0.1; ended when dropped.
 #[derive(Debug)]
@@ -63,6 +67,31 @@ impl Seaweed {
         let mut server = start_server(folder, ports)?;
         await_bucket(&mut server, folder, ports)?;
         Ok(Seaweed { folder: folder.to_owned(), ports, server })
+    }
+
+    /// Starts a server that knows these users besides [`ACCESS_KEY`], each with an access key of
+    /// this name, [`SECRET_KEY`] as its secret, and this IAM policy.
+    ///
+    /// # Errors
+    /// As [`Seaweed::start`].
+    pub fn start_with_users(folder: &Path, users: &[(String, Value)]) -> Result<Self> {
+        fs::create_dir_all(folder)
+            .with_context(|| format!("failed to create `{}`", folder.display()))?;
+        let credentials = |key: &str| json!([{ "accessKey": key, "secretKey": SECRET_KEY }]);
+        let mut identities = vec![json!({
+            "name": ACCESS_KEY,
+            "credentials": credentials(ACCESS_KEY),
+            "actions": ["Admin", "Read", "List", "Tagging", "Write"],
+        })];
+        identities.extend(users.iter().map(|(name, _)| {
+            json!({ "name": name, "credentials": credentials(name), "policyNames": [name] })
+        }));
+        let policy = |(name, policy): &(String, Value)| json!({ "name": name, "content": policy.to_string() });
+        let policies: Vec<Value> = users.iter().map(policy).collect();
+        let text = json!({ "identities": identities, "policies": policies }).to_string();
+        let path = folder.join(IDENTITIES);
+        fs::write(&path, text).with_context(|| format!("failed to write `{}`", path.display()))?;
+        Seaweed::start(folder)
     }
 
     /// Returns its URL, for `AWS_ENDPOINT_URL`.
@@ -133,6 +162,9 @@ fn start_server(folder: &Path, ports: Ports) -> Result<Process> {
         .args(["-webdav=false", "-admin.ui=false"])
         // Relative, because a socket's path has at most 107 bytes.
         .args(["-s3.localSocket=s3.sock", "-filer.localSocket=filer.sock"]);
+    if folder.join(IDENTITIES).exists() {
+        command.arg(format!("-s3.config={IDENTITIES}"));
+    }
     Process::start(&mut command, &folder.join("server.log"))
 }
 

@@ -39,6 +39,51 @@ pub fn certificates(folder: &Path) -> Result<Certificates> {
     Ok(certificates)
 }
 
+/// What keeps a client from trusting a server's certificate, though it knows the authority.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Flaw {
+    /// It is no longer valid.
+    Expired,
+    /// It is for another host.
+    OtherHost,
+}
+
+/// Makes certificates in `folder`; that of the server, which is on localhost, is flawed.
+///
+/// # Errors
+/// `openssl` (3.0 or later) is missing or fails.
+pub fn flawed(folder: &Path, flaw: Flaw) -> Result<Certificates> {
+    let (days, host) = match flaw {
+        Flaw::Expired => ("-1", "localhost"),
+        Flaw::OtherHost => (DAYS_VALID, "rabbit.example"),
+    };
+    let certificates = certificates(folder)?;
+    let request = folder.join("flawed.csr");
+    let (subject, names) = (format!("/CN={host}"), format!("subjectAltName=DNS:{host}"));
+    // In two steps, because `openssl req` alone takes no time in the past.
+    openssl(
+        Command::new("openssl")
+            .args(["req", "-new", "-subj", &subject, "-addext", &names])
+            .arg("-key")
+            .arg(&certificates.key)
+            .arg("-out")
+            .arg(&request),
+    )?;
+    openssl(
+        Command::new("openssl")
+            .args(["x509", "-req", "-days", days, "-copy_extensions", "copyall"])
+            .arg("-in")
+            .arg(&request)
+            .arg("-CA")
+            .arg(&certificates.authority)
+            .arg("-CAkey")
+            .arg(folder.join("ca.key"))
+            .arg("-out")
+            .arg(&certificates.certificate),
+    )?;
+    Ok(certificates)
+}
+
 struct Signed<'a> {
     authority: &'a Path,
     key: &'a Path,
@@ -52,17 +97,21 @@ impl Signed<'_> {
 }
 
 fn request(certificate: &Path, key: &Path, subject: &str, more: &[String]) -> Result<()> {
-    let output = Command::new("openssl")
-        .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"])
-        .args(["-days", DAYS_VALID, "-subj", subject])
-        .arg("-out")
-        .arg(certificate)
-        .arg("-keyout")
-        .arg(key)
-        .args(more)
-        .output()
-        .context("failed to run `openssl`; run ./integration/test")?;
+    openssl(
+        Command::new("openssl")
+            .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"])
+            .args(["-nodes", "-days", DAYS_VALID, "-subj", subject])
+            .arg("-out")
+            .arg(certificate)
+            .arg("-keyout")
+            .arg(key)
+            .args(more),
+    )
+}
+
+fn openssl(command: &mut Command) -> Result<()> {
+    let output = command.output().context("failed to run `openssl`; run ./integration/test")?;
     let stderr = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "`openssl req` failed: {stderr}");
+    ensure!(output.status.success(), "{command:?} failed: {stderr}");
     Ok(())
 }

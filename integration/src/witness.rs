@@ -55,6 +55,16 @@ pub fn raw_amqp(url: &str, operations: &[Value]) -> Result<Vec<Value>> {
     serde_json::from_str(&output).context("failed to read the results")
 }
 
+/// Performs requests on a broker's management plugin, in order, and returns the answer to each: rows
+/// of method, path below `/api/` and body.
+///
+/// # Errors
+/// The plugin cannot be reached or refused one; the message names it.
+pub fn management(url: &str, requests: &Value) -> Result<Vec<Value>> {
+    let output = run("management.py", &[url], &requests.to_string())?;
+    serde_json::from_str(&output).context("failed to read the answers")
+}
+
 /// Returns what DuckDB and pandas see in a segment, or in all below a folder.
 ///
 /// # Errors
