@@ -207,7 +207,7 @@ impl<P, J: Journal<P>> Run<'_, P, J> {
 
     fn must_ask(&self, now: Instant) -> bool {
         self.operator.wants() == Control::Run
-            && self.window.pending() > 0
+            && !self.window.is_empty()
             && !self.window.is_refused()
             && self.gate.ask_at().is_none_or(|at| at <= now)
     }
@@ -224,16 +224,24 @@ impl<P, J: Journal<P>> Run<'_, P, J> {
             self.pacer.hold(now);
             return idle(Phase::Paused);
         }
-        if self.window.pending() == 0 {
+        if self.window.is_empty() {
             return idle(Phase::Publishing);
         }
-        if let Some(phase) = self.gate.shut() {
-            self.pacer.hold(now);
-            return Step::Wait { until: self.gate.ask_at(), phase };
+        // A target that has blocked the connection confirms nothing either, so it is asked while
+        // all that may be published is on its way.
+        let waiting = |phase| Step::Wait { until: self.gate.ask_at(), phase };
+        match self.gate.shut() {
+            // Nothing is held back by a depth when nothing is left to publish.
+            Some(Phase::TooDeep { .. }) if self.window.pending() == 0 => {}
+            Some(phase) => {
+                self.pacer.hold(now);
+                return waiting(phase);
+            }
+            None => {}
         }
         let sendable = self.window.sendable(BATCH_MAX.min(self.gate.room()));
         if sendable == 0 {
-            return idle(Phase::Publishing);
+            return waiting(Phase::Publishing);
         }
         match self.pacer.admit(now, self.window.next(sendable)) {
             Admit::Now(count) => Step::Publish(count),

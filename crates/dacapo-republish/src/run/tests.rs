@@ -296,7 +296,7 @@ async fn a_target_that_goes_silent_counts_as_lost_unless_it_is_blocked() {
     assert!(started.elapsed() > CONFIRM_DEADLINE * (LOSSES_MAX - 1));
 
     let fixture = Fixture::new();
-    let blocked = vec![Fault::Block { after: 1, asked: 10 }];
+    let blocked = vec![Fault::Block { after: 1, asked: 10_000 }];
     let slow = fixture.target(blocked, CONFIRM_DEADLINE * 9 / 2);
     let ended = fixture.run(&slow, batches(1..=1, 1), &Config::default()).await;
     assert!(matches!(ended.how, How::Completed), "{:?}", ended.how);

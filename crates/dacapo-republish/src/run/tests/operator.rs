@@ -143,3 +143,21 @@ async fn a_target_that_does_not_say_how_it_is_counts_as_blocked_and_can_be_left(
     assert!(matches!(ended.how, How::Interrupted), "{:?}", ended.how);
     assert_eq!(ended.totals, Totals::default());
 }
+
+/// A blocked target confirms nothing: neither a full window nor the last of the events may wait for
+/// that in silence.
+#[tokio::test(start_paused = true)]
+async fn a_target_that_blocks_with_everything_on_its_way_is_seen_at_once() {
+    for events in [5, 10] {
+        let fixture = Fixture::new();
+        let slow = Duration::from_secs(30);
+        let target = fixture.target(vec![Fault::Block { after: 5, asked: 100 }], slow);
+        let config = Config { window: window(5), ..Config::default() };
+        let run = fixture.run(&target, batches(1..=events, 10), &config);
+        let blocked = fixture.until_phase(|phase| *phase == Phase::Blocked);
+        let (ended, seen) = tokio::join!(run, timeout(Duration::from_secs(1), blocked));
+        assert!(matches!(ended.how, How::Completed), "{:?}", ended.how);
+        assert_eq!((ended.totals.published, ended.totals.retries), (events, 0));
+        assert!(seen.is_ok(), "nobody was told that {events} events are held up");
+    }
+}
