@@ -5,10 +5,11 @@ use std::net::{Ipv4Addr, TcpListener};
 use std::sync::Mutex;
 
 use dacapo_integration::dacapo::Dacapo;
-use dacapo_integration::wait;
+use dacapo_integration::folder::RunFolder;
+use dacapo_integration::seaweed::{self, Seaweed};
 use serde_json::json;
 
-use super::platform::{DEADLINE, Platform};
+use super::platform::{DEADLINE, Platform, message};
 use super::services;
 
 #[test]
@@ -78,19 +79,33 @@ fn filling_up(listener: &TcpListener, asked: &Mutex<Vec<String>>) -> std::io::Re
 }
 
 #[test]
-fn a_disk_that_fills_up_is_measured_and_warned_of() {
+fn while_the_store_is_down_the_time_that_the_brokers_disk_lasts_is_told() {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let address = listener.local_addr().unwrap();
     let asked: &'static Mutex<Vec<String>> = Box::leak(Box::default());
     std::thread::spawn(move || filling_up(&listener, asked));
+    let folder = RunFolder::create().unwrap();
+    let mut store = Seaweed::start(&folder.path().join("seaweed")).unwrap();
     let mut dacapo = Dacapo::new();
-    dacapo.set("DACAPO_MANAGEMENT", &format!("http://ops:s%40same@{address}/rabbit/"));
+    for (name, value) in [
+        ("DACAPO_ARCHIVE", format!("s3://{}/events", seaweed::BUCKET).as_str()),
+        ("AWS_ENDPOINT_URL", &store.endpoint()),
+        ("AWS_REGION", seaweed::REGION),
+        ("AWS_ACCESS_KEY_ID", seaweed::ACCESS_KEY),
+        ("AWS_SECRET_ACCESS_KEY", seaweed::SECRET_KEY),
+        ("DACAPO_MANAGEMENT", &format!("http://ops:s%40same@{address}/rabbit/")),
+    ] {
+        dacapo.set(name, value);
+    }
     let platform = Platform::on(&services::amqp(), dacapo);
-    let archiver = platform.start_archiver(&[]);
-    let told = archiver.running.wait_for_line("lasts less than an hour", DEADLINE);
-    assert!(told.contains("rabbit@one"), "{told}");
-    let left = || Ok(archiver.metric("broker_disk_seconds"));
-    let left = wait::until("the metric is there", DEADLINE, left).unwrap();
+    let archiver = platform.start_archiver(&["--roll-age", "1s"]);
+    store.kill().unwrap();
+    platform.publish(&[message("waits")]);
+
+    let told =
+        archiver.running.wait_for_line("the store is down, and the broker's disk", 2 * DEADLINE);
+    assert!(told.contains("rabbit@one") && told.contains(" min "), "{told}");
+    let left = archiver.metric("broker_disk_seconds").expect("it was told");
     // 950 MB above the limit at 1 MB a second, give or take a loaded machine.
     assert!((500.0..1_000.0).contains(&left), "{left}");
     let question = asked.lock().unwrap()[0].clone();
@@ -100,5 +115,6 @@ fn a_disk_that_fills_up_is_measured_and_warned_of() {
         question.to_lowercase().contains("authorization: basic b3bzonnac2ftzq=="),
         "{question}"
     );
-    archiver.stop();
+    let output = archiver.kill();
+    assert!(!output.stderr.contains("same@"), "{output:?}");
 }

@@ -222,12 +222,12 @@ impl Watching {
                     None
                 }
             };
+            self.latest.lock().clone_from(&reading);
             if let Some(Reading { disk, outlook }) = &reading
                 && let Some(warning) = watch.warning(at, *outlook)
             {
                 tell(warning, disk, *outlook);
             }
-            *self.latest.lock() = reading;
         }
     }
 }
