@@ -10,25 +10,20 @@ use std::sync::Arc;
 use bytes::Bytes;
 use dacapo_event::{Event, Timestamp};
 use futures::{StreamExt, TryStreamExt, stream};
-use parquet::DecodeResult;
 use parquet::bloom_filter::Sbbf;
 use parquet::errors::ParquetError;
-use parquet::file::metadata::{PageIndexPolicy, ParquetMetaData, ParquetMetaDataPushDecoder};
+use parquet::file::metadata::ParquetMetaData;
 use parquet::file::page_index::column_index::ColumnIndexMetaData;
 use parquet::file::statistics::Statistics;
 
 use crate::columns::{self, Fetched};
 use crate::schema::{Column, schema};
-use crate::store::{ByteRange, ObjectKey, Store};
+use crate::store::{ObjectKey, Store};
 use crate::{ArchiveError, ColumnSet, Rows, SegmentSummary, footer};
 
-/// Read from the end of a segment in the first request: holds footer and page index of all but
-/// large segments.
-const TAIL_BYTES: u64 = 64 * 1024;
+use self::object::Object;
 
-/// A footer that claims more than this is damaged or hostile: 16 row groups of 14 columns with
-/// three full tallies of 255-byte texts come to a tenth of it.
-const FOOTER_BYTES_MAX: u64 = 16 * 1024 * 1024;
+mod object;
 
 /// Two wanted ranges closer than this are fetched as one: a request to S3 costs more than bytes.
 const GAP_BYTES_MAX: u64 = 32 * 1024;
@@ -43,7 +38,7 @@ const ROW_GROUP_BYTES_MAX: i64 = 192 * 1024 * 1024;
 /// One segment, open for reading.
 #[derive(Debug, Clone)]
 pub struct Segment {
-    store: Arc<dyn Store>,
+    object: Object,
     summary: Arc<SegmentSummary>,
     metadata: Arc<ParquetMetaData>,
 }
@@ -136,7 +131,13 @@ pub enum PageBounds<'a> {
 }
 
 impl Segment {
+    /// A segment of no more bytes is read as a whole by the request that opens it, and held while
+    /// it is open. That is the least that a reader of many streams grants each of them; segments of
+    /// a quiet stream, a minute's events, are smaller.
+    pub const ONE_REQUEST_BYTES: u64 = 32 * 1024;
+
     /// Reads footer and page index, in one request if `size` is known and the footer is not large.
+    /// Of a small object that request brings everything.
     ///
     /// # Errors
     /// The object is not there, not a segment, damaged where the footer shows it, or newer.
@@ -147,16 +148,16 @@ impl Segment {
     ) -> Result<Self, ArchiveError> {
         let size = match size {
             Some(size) => size,
-            None => size_of(&*store, key).await?,
+            None => object::size_of(&*store, key).await?,
         };
-        let metadata = read_metadata(&*store, key, size).await?;
+        let (object, metadata) = object::open(store, key, size).await?;
         let pairs = metadata.file_metadata().key_value_metadata().map_or(&[][..], Vec::as_slice);
         if pairs.is_empty() {
             return Err(ArchiveError::damaged(key, "it is Parquet, but no segment of dacapo"));
         }
         let summary = footer::decode(key, size, pairs)?;
         check_shape(key, &summary, &metadata)?;
-        Ok(Segment { store, summary: Arc::new(summary), metadata: Arc::new(metadata) })
+        Ok(Segment { object, summary: Arc::new(summary), metadata: Arc::new(metadata) })
     }
 
     /// Returns what the footer says.
@@ -242,7 +243,7 @@ impl Segment {
         if start >= end || end > self.summary.size {
             return Err(damaged());
         }
-        let bytes = self.store.get(&self.summary.key, ByteRange::Span(start, end)).await?;
+        let bytes = self.object.get(start..end).await?;
         let filter = Sbbf::from_bytes(&bytes).map_err(|error| self.damaged(error))?;
         Ok(Some(Bloom(filter)))
     }
@@ -330,9 +331,8 @@ impl Segment {
             return Err(self.damaged("a column lies outside the object"));
         }
         let get = |span: Range<u64>| async move {
-            let range = ByteRange::Span(span.start, span.end);
-            let bytes = self.store.get(&self.summary.key, range).await?;
-            Ok::<(u64, Bytes), ArchiveError>((span.start, bytes))
+            let start = span.start;
+            Ok::<(u64, Bytes), ArchiveError>((start, self.object.get(span).await?))
         };
         let ranges = stream::iter(spans).map(get).buffered(REQUESTS_AT_ONCE).try_collect().await?;
         Ok(Fetched::new(self.summary.size, ranges))
@@ -360,51 +360,6 @@ const COLUMNS: [Column; Column::COUNT] = [
     Column::Body,
     Column::Checksum,
 ];
-
-async fn size_of(store: &dyn Store, key: &ObjectKey) -> Result<u64, ArchiveError> {
-    let page = store.list(key.as_str(), None).await?;
-    let found = page.objects.iter().find(|object| object.key == *key);
-    found.map(|object| object.size).ok_or_else(|| {
-        crate::store::StoreError::NotFound { key: key.to_string(), location: store.location() }
-            .into()
-    })
-}
-
-async fn read_metadata(
-    store: &dyn Store,
-    key: &ObjectKey,
-    size: u64,
-) -> Result<ParquetMetaData, ArchiveError> {
-    let damaged = |error: ParquetError| {
-        ArchiveError::damaged(key, format!("it is no readable Parquet file: {error}"))
-    };
-    if size == 0 {
-        return Err(ArchiveError::damaged(key, "it is empty"));
-    }
-    let mut decoder = ParquetMetaDataPushDecoder::try_new(size)
-        .map_err(damaged)?
-        .with_page_index_policy(PageIndexPolicy::Optional);
-    let tail = store.get(key, ByteRange::Suffix(TAIL_BYTES.min(size))).await?;
-    let tail_start = size.saturating_sub(tail.len() as u64);
-    decoder.push_range(tail_start..size, tail).map_err(damaged)?;
-    loop {
-        match decoder.try_decode().map_err(damaged)? {
-            DecodeResult::Data(metadata) => return Ok(metadata),
-            DecodeResult::NeedsData(ranges) => {
-                for range in coalesce(ranges, GAP_BYTES_MAX) {
-                    if range.end > size || range.end - range.start > FOOTER_BYTES_MAX {
-                        return Err(ArchiveError::damaged(key, "its footer claims an absurd size"));
-                    }
-                    let bytes = store.get(key, ByteRange::Span(range.start, range.end)).await?;
-                    decoder.push_range(range, bytes).map_err(damaged)?;
-                }
-            }
-            DecodeResult::Finished => {
-                return Err(ArchiveError::damaged(key, "its footer ends early"));
-            }
-        }
-    }
-}
 
 /// Refuses a footer whose parts contradict each other or claim more than a writer ever makes.
 fn check_shape(

@@ -353,6 +353,10 @@ fn check_heads(
 fn problem_of(error: &ArchiveError) -> String {
     match error {
         ArchiveError::Damaged { problem, .. } => problem.clone(),
+        ArchiveError::NewerFormat { key, .. } => {
+            let text = error.to_string();
+            text.strip_prefix(&format!("`{key}` ")).unwrap_or(&text).to_owned()
+        }
         other => other.to_string(),
     }
 }

@@ -1,0 +1,168 @@
+//! The bytes of one segment: what was read to find the footer is not read again.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use parquet::DecodeResult;
+use parquet::errors::ParquetError;
+use parquet::file::metadata::{PageIndexPolicy, ParquetMetaData, ParquetMetaDataPushDecoder};
+
+use super::{GAP_BYTES_MAX, Segment, coalesce};
+use crate::ArchiveError;
+use crate::store::{ByteRange, ObjectKey, Store, StoreError};
+
+/// Read from the end of a segment in the first request: holds footer and page index of all but
+/// large segments.
+const TAIL_BYTES: u64 = 64 * 1024;
+
+/// The most of the end that is kept.
+const KEPT_BYTES: u64 = Segment::ONE_REQUEST_BYTES;
+
+/// Of an object up to this size no more than can be kept is read at first, so that reading all of
+/// it never costs more bytes than it has.
+const MIDDLING_BYTES_MAX: u64 = 512 * 1024;
+
+/// A footer that claims more than this is damaged or hostile: 16 row groups of 14 columns with
+/// three full tallies of 255-byte texts come to a tenth of it.
+const FOOTER_BYTES_MAX: u64 = 16 * 1024 * 1024;
+
+/// One object and its end.
+#[derive(Debug, Clone)]
+pub(super) struct Object {
+    store: Arc<dyn Store>,
+    key: ObjectKey,
+    /// Where the part that is kept begins; it ends with the object.
+    kept_from: u64,
+    kept: Bytes,
+}
+
+impl Object {
+    fn new(store: Arc<dyn Store>, key: ObjectKey, size: u64, tail_start: u64, tail: Bytes) -> Self {
+        let (kept_from, kept) = match tail.len() as u64 <= KEPT_BYTES {
+            true => (tail_start, tail),
+            // A part of it would hold the memory of all of it.
+            false => (size, Bytes::new()),
+        };
+        Object { store, key, kept_from, kept }
+    }
+
+    /// Returns these bytes of the object, asking for those that are not there yet.
+    ///
+    /// # Errors
+    /// The store fails, or the object ends before them.
+    pub(super) async fn get(&self, span: Range<u64>) -> Result<Bytes, ArchiveError> {
+        let end = self.kept_from + self.kept.len() as u64;
+        if span.end <= self.kept_from || span.end > end || span.start >= span.end {
+            return Ok(self.ask(span).await?);
+        }
+        let kept = |from: u64| {
+            let at = |offset: u64| usize::try_from(offset - self.kept_from).unwrap_or(usize::MAX);
+            self.kept.slice(at(from)..at(span.end))
+        };
+        if span.start >= self.kept_from {
+            return Ok(kept(span.start));
+        }
+        let before = self.ask(span.start..self.kept_from).await?;
+        let rest = kept(self.kept_from);
+        let mut joined = BytesMut::with_capacity(before.len() + rest.len());
+        joined.extend_from_slice(&before);
+        joined.extend_from_slice(&rest);
+        Ok(joined.freeze())
+    }
+
+    async fn ask(&self, span: Range<u64>) -> Result<Bytes, StoreError> {
+        self.store.get(&self.key, ByteRange::Span(span.start, span.end)).await
+    }
+}
+
+/// Returns the size of an object, from a listing.
+///
+/// # Errors
+/// It is not there.
+pub(super) async fn size_of(store: &dyn Store, key: &ObjectKey) -> Result<u64, ArchiveError> {
+    let page = store.list(key.as_str(), None).await?;
+    let found = page.objects.iter().find(|object| object.key == *key);
+    found.map(|object| object.size).ok_or_else(|| {
+        StoreError::NotFound { key: key.to_string(), location: store.location() }.into()
+    })
+}
+
+/// Reads the end of an object and decodes the footer there.
+///
+/// # Errors
+/// The object is not there, or its footer is not readable.
+pub(super) async fn open(
+    store: Arc<dyn Store>,
+    key: &ObjectKey,
+    size: u64,
+) -> Result<(Object, ParquetMetaData), ArchiveError> {
+    let damaged = |error: ParquetError| {
+        ArchiveError::damaged(key, format!("it is no readable Parquet file: {error}"))
+    };
+    if size == 0 {
+        return Err(ArchiveError::damaged(key, "it is empty"));
+    }
+    let mut decoder = ParquetMetaDataPushDecoder::try_new(size)
+        .map_err(damaged)?
+        .with_page_index_policy(PageIndexPolicy::Optional);
+    let wanted = if size <= MIDDLING_BYTES_MAX { KEPT_BYTES } else { TAIL_BYTES };
+    let tail = store.get(key, ByteRange::Suffix(wanted.min(size))).await?;
+    let tail_start = size.saturating_sub(tail.len() as u64);
+    decoder.push_range(tail_start..size, tail.clone()).map_err(damaged)?;
+    loop {
+        match decoder.try_decode().map_err(damaged)? {
+            DecodeResult::Data(metadata) => {
+                let object = Object::new(store, key.clone(), size, tail_start, tail);
+                return Ok((object, metadata));
+            }
+            DecodeResult::NeedsData(ranges) => {
+                for range in coalesce(ranges, GAP_BYTES_MAX) {
+                    if range.end > size || range.end - range.start > FOOTER_BYTES_MAX {
+                        return Err(ArchiveError::damaged(key, "its footer claims an absurd size"));
+                    }
+                    let bytes = store.get(key, ByteRange::Span(range.start, range.end)).await?;
+                    decoder.push_range(range, bytes).map_err(damaged)?;
+                }
+            }
+            DecodeResult::Finished => {
+                return Err(ArchiveError::damaged(key, "its footer ends early"));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::memory::MemoryStore;
+    use crate::store::metered::Metered;
+
+    /// Checks what a span costs of an object of a hundred bytes whose last thirty are kept.
+    #[track_caller]
+    fn check(span: Range<u64>, requests: u64, bytes: u64) {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(async {
+            let whole: Bytes = (0..100).collect();
+            let metered = Arc::new(Metered::new(Arc::new(MemoryStore::new())));
+            let key: ObjectKey = "a/b".parse().unwrap();
+            metered.put_new(&key, whole.clone()).await.unwrap();
+            let store = Arc::clone(&metered) as Arc<dyn Store>;
+            let object = Object::new(store, key, 100, 70, whole.slice(70..));
+            let found = object.get(span.clone()).await.unwrap();
+            let expected = usize::try_from(span.start).unwrap()..usize::try_from(span.end).unwrap();
+            assert_eq!(found, whole.slice(expected), "{span:?}");
+            let totals = metered.totals();
+            assert_eq!((totals.requests, totals.bytes), (requests, bytes), "{span:?}");
+        });
+    }
+
+    #[test]
+    fn what_is_kept_is_not_asked_for_again() {
+        check(0..70, 1, 70);
+        check(70..100, 0, 0);
+        check(80..90, 0, 0);
+        check(60..71, 1, 10);
+        check(0..100, 1, 70);
+    }
+}
