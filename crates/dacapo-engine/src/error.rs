@@ -22,10 +22,12 @@ pub enum EngineError {
     #[error(transparent)]
     Filter(#[from] FilterError),
     /// The expression of `--where` failed on an event. The cause is in the message, not a source.
-    #[error("{0}; use `--where-errors skip` to leave such events out and count them")]
+    #[error("{0}; or leave such events out and count them with `--where-errors skip`")]
     Where(WhereError),
     /// The archive is no longer what the plan was made of.
-    #[error("the archive changed since the plan was made: `{segment}` {how}; make a new plan")]
+    #[error(
+        "the archive is not what the plan or the index says: `{segment}` {how}; run `dacapo archive verify`, and if it was meant to change, `dacapo index rebuild` and make a new plan"
+    )]
     ArchiveChanged {
         /// The planned segment.
         segment: String,
@@ -33,7 +35,7 @@ pub enum EngineError {
         how: String,
     },
     /// A file of the state directory could not be read or written.
-    #[error("failed to {action} `{path}`")]
+    #[error("failed to {action} `{path}` in the state directory (--state)")]
     State {
         /// What was tried.
         action: &'static str,

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 
+use dacapo_archive::Segment;
 use dacapo_archive::store::ObjectKey;
 use dacapo_event::{Digest, Hasher, Sequence, StreamName, Timestamp};
 
@@ -51,6 +52,8 @@ pub struct Plan {
     pub first_time: Option<Timestamp>,
     /// Time of the last selected event, or the latest it can be.
     pub last_time: Option<Timestamp>,
+    /// Whether these two are exact.
+    pub times_exact: bool,
     /// Sequences missing from the archive in the streams that are read.
     pub gaps: Vec<Gap>,
     /// How the target was.
@@ -85,7 +88,7 @@ pub fn plan(request: Request, survey: Survey) -> Plan {
     let streams: Vec<&StreamName> = counted.iter().map(|segment| &segment.summary.stream).collect();
     let gaps = survey.gaps.iter().filter(|gap| streams.contains(&&gap.stream)).cloned().collect();
 
-    let (mut events, mut exact, mut by_type_exact) = (0, true, true);
+    let (mut events, mut exact, mut by_type_exact, mut times_exact) = (0, true, true, true);
     let (mut bytes, mut bytes_read, mut requests) = (0, 0, 0);
     let mut by_type: BTreeMap<String, u64> = BTreeMap::new();
     let mut times: Option<(Timestamp, Timestamp)> = None;
@@ -94,13 +97,17 @@ pub fn plan(request: Request, survey: Survey) -> Plan {
         events += count.events;
         exact &= count.exact;
         by_type_exact &= count.by_type_exact;
+        times_exact &= segment.times_exact;
         for (kind, count) in &count.by_type {
             *by_type.entry(kind.clone()).or_default() += count;
         }
         let share = count.events as f64 / summary.events() as f64;
         bytes += (summary.body_bytes as f64 * share) as u64;
         bytes_read += (summary.size as f64 * share.max(0.05)) as u64;
-        requests += 1 + 2 * (summary.body_bytes / ROW_GROUP_BYTES + 1);
+        requests += match summary.size <= Segment::ONE_REQUEST_BYTES {
+            true => 1,
+            false => 1 + 2 * (summary.body_bytes / ROW_GROUP_BYTES + 1),
+        };
         let (min, max) = clipped(&request, segment.times);
         let (earliest, latest) = times.unwrap_or((min, max));
         times = Some((earliest.min(min), latest.max(max)));
@@ -120,6 +127,7 @@ pub fn plan(request: Request, survey: Survey) -> Plan {
         seconds,
         first_time: times.map(|(first, _)| first),
         last_time: times.map(|(_, last)| last),
+        times_exact,
         gaps,
         target: survey.target,
         made_at: survey.now,

@@ -47,6 +47,7 @@ pub fn to_json(plan: &Plan) -> Value {
         segments: plan.segments.len() as u64,
         first_time: plan.first_time.map(|time| time.to_string()),
         last_time: plan.last_time.map(|time| time.to_string()),
+        times_exact: plan.times_exact,
         gaps: plan.gaps.iter().map(gap_to_json).collect(),
         target: TargetFactsJson {
             name: plan.request.target.to_string(),
@@ -99,6 +100,7 @@ pub fn from_json(path: &str, text: &[u8]) -> Result<Plan, EngineError> {
         seconds: parse.number(&json.seconds)?,
         first_time: json.first_time.map(|time| parse.text(&time)).transpose()?,
         last_time: json.last_time.map(|time| parse.text(&time)).transpose()?,
+        times_exact: json.times_exact,
         gaps: json
             .gaps
             .iter()

@@ -63,7 +63,9 @@ impl ReplayId {
         hasher.update(plan.as_bytes());
         hasher.update(&salt.to_le_bytes());
         let suffix = &hasher.finish().to_string()[..4];
-        ReplayId(format!("{}-{suffix}", now.to_jiff().strftime("%Y%m%d-%H%M%S")))
+        // With milliseconds, so that replays of one second sort as they began.
+        let began = now.to_jiff().strftime("%Y%m%d-%H%M%S%3f");
+        ReplayId(format!("{began}-{suffix}"))
     }
 
     /// Returns the id as text.

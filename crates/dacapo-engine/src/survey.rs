@@ -54,8 +54,10 @@ pub struct SurveyedSegment {
     pub summary: SegmentSummary,
     /// How many of its events are selected.
     pub count: Count,
-    /// Earliest and latest time of the selected events: exact if the count was read, else bounds.
+    /// Earliest and latest time of the selected events, or bounds of them.
     pub times: (Timestamp, Timestamp),
+    /// Whether `times` is exact: all events are selected, or the selected ones were read.
+    pub times_exact: bool,
 }
 
 /// Sequences that should be in a stream and are not.
@@ -114,7 +116,8 @@ pub async fn survey(
         if selection.prune(&bounds) != Verdict::None {
             let count = selection.count(&bounds);
             let times = (summary.time_min, summary.time_max);
-            candidates.push(SurveyedSegment { summary, count, times });
+            let times_exact = count.exact && count.events == summary.events();
+            candidates.push(SurveyedSegment { summary, count, times, times_exact });
         }
     }
     let segments = match depth {
@@ -135,7 +138,8 @@ async fn count_exactly(
     selection: &Arc<Selection>,
     mut segment: SurveyedSegment,
 ) -> Result<SurveyedSegment, EngineError> {
-    if segment.count.exact && segment.count.by_type_exact {
+    let counted = segment.count.exact && segment.count.by_type_exact;
+    if counted && (segment.times_exact || segment.count.events == 0) {
         return Ok(segment);
     }
     let wanted = SegmentToRead {
@@ -155,6 +159,7 @@ async fn count_exactly(
         .await?;
     segment.count = Count { events, exact: true, at_most: events, by_type, by_type_exact: true };
     segment.times = times.unwrap_or(segment.times);
+    segment.times_exact = true;
     Ok(segment)
 }
 

@@ -162,9 +162,7 @@ fn truth(expression: &IdedExpr, context: &Context<'_, '_>) -> Result<bool, Strin
 fn explain(error: &ExecutionError) -> String {
     let message = match error {
         ExecutionError::NoSuchKey(name) => {
-            return format!(
-                "there is no field `{name}`; ask with `has(…)` first, or leave such events out with `--where-errors skip`"
-            );
+            return format!("there is no field `{name}`; ask with `has(…)` first");
         }
         ExecutionError::FunctionError { function, message } => format!("`{function}`: {message}"),
         other => other.to_string().replace(regexes::MATCHES, "matches"),

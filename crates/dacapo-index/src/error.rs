@@ -51,7 +51,7 @@ pub enum IndexError {
         other: String,
     },
     /// The file system refused.
-    #[error("failed to {action} index `{path}`")]
+    #[error("failed to {action} index `{path}` (--index)")]
     Io {
         /// What was tried.
         action: &'static str,

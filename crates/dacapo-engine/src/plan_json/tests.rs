@@ -96,6 +96,7 @@ fn plan_of(request: Request, n: u64) -> Plan {
         seconds: n as f64 / 7.0,
         first_time: (n > 0).then(|| at(n)),
         last_time: (n > 0).then_some(Timestamp::MAX),
+        times_exact: n.is_multiple_of(2),
         gaps: vec![Gap { stream: "shop".parse().unwrap(), first: 1, last: n }],
         target: TargetFacts {
             exists: Some(true),

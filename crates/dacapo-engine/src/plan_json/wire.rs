@@ -27,6 +27,7 @@ pub(super) struct PlanJson {
     pub(super) segments: u64,
     pub(super) first_time: Option<String>,
     pub(super) last_time: Option<String>,
+    pub(super) times_exact: bool,
     pub(super) gaps: Vec<GapJson>,
     pub(super) target: TargetFactsJson,
     pub(super) archive: String,

@@ -190,9 +190,8 @@ async fn an_expression_that_fails_names_the_event_or_is_counted() {
         };
         let error = scanned(&archive, &name("s0"), &stop, 0).await.unwrap_err().to_string();
         assert!(error.starts_with("where expression failed on event `e-6`: "), "{error}");
-        assert!(
-            error.ends_with("use `--where-errors skip` to leave such events out and count them")
-        );
+        let hint = "or leave such events out and count them with `--where-errors skip`";
+        assert!(error.ends_with(hint), "{error}");
     }
     let skip = SelectionSpec { where_: Some("body.n >= 0".to_owned()), ..everything() };
     let (events, skipped) = scanned(&archive, &name("s0"), &skip, 0).await.unwrap();
@@ -211,7 +210,8 @@ async fn a_segment_that_is_gone_or_another_is_not_read() {
     let summary = archive.summaries[0].clone();
     let changed = |how: &str| {
         format!(
-            "the archive changed since the plan was made: `{}` {how}; make a new plan",
+            "the archive is not what the plan or the index says: `{}` {how}; run `dacapo archive \
+             verify`, and if it was meant to change, `dacapo index rebuild` and make a new plan",
             summary.key
         )
     };

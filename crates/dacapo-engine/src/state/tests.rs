@@ -116,7 +116,7 @@ fn ids_of_one_moment_differ_by_plan_and_salt() {
     let of = |plan: &[u8], salt| ReplayId::new(clock(), &Digest::of(plan), salt);
     let ids = std::collections::BTreeSet::from([of(b"a", 0), of(b"a", 1), of(b"b", 0)]);
     assert_eq!(ids.len(), 3);
-    assert!(ids.iter().all(|id| id.as_str().starts_with("20270115-080000-")), "{ids:?}");
+    assert!(ids.iter().all(|id| id.as_str().starts_with("20270115-080000000-")), "{ids:?}");
 }
 
 #[test]

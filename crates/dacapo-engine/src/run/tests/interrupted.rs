@@ -206,9 +206,9 @@ async fn an_archive_that_changed_ends_a_run_with_what_was_out_confirmed() {
 
     store.delete(second).await.unwrap();
     let finished = world.run(&locked, &plan, &target).await;
-    let gone =
-        format!("the archive changed since the plan was made: `{second}` is gone; make a new plan");
-    assert_eq!(finished.error.unwrap().to_string(), gone);
+    let gone = format!("the archive is not what the plan or the index says: `{second}` is gone;");
+    let error = finished.error.unwrap().to_string();
+    assert!(error.starts_with(&gone), "{error}");
     let receipt = finished.receipt;
     let confirmed = receipt.counts.confirmed;
     assert_eq!((receipt.phase, receipt.remaining()), (Phase::Interrupted, 20 - confirmed));
