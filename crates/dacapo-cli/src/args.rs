@@ -90,7 +90,13 @@ pub struct GlobalArgs {
     #[arg(long, global = true)]
     pub json: bool,
     /// What to log on stderr: error, warn, info, debug, or a filter such as `warn,dacapo_amqp=debug`
-    #[arg(long, global = true, env = "DACAPO_LOG", default_value = "warn,lapin=error", value_name = "LEVEL")]
+    #[arg(
+        long,
+        global = true,
+        env = "DACAPO_LOG",
+        default_value = "warn,lapin=off",
+        value_name = "LEVEL"
+    )]
     pub log: String,
     /// How to log
     #[arg(long, global = true, env = "DACAPO_LOG_FORMAT", default_value = "text")]
@@ -208,6 +214,9 @@ pub struct ReplayArgs {
     /// receipt are exact, too
     #[arg(long)]
     pub exact: bool,
+    /// Replay what there is of an archive that lacks segments or has damaged ones
+    #[arg(long)]
+    pub accept_gaps: bool,
     #[command(flatten)]
     pub running: RunningArgs,
 }

@@ -46,7 +46,7 @@ impl Config {
         })?;
         // The parser's own message quotes the line, which may hold the password.
         toml::from_str(&text).map_err(|error| {
-            let line = error.span().map_or(1, |span| text[..span.start].lines().count().max(1));
+            let line = error.span().map_or(1, |span| 1 + text[..span.start].matches('\n').count());
             let problem = error.message();
             Failure::configuration(format!("`{}` line {line}: {problem}", path.display())).into()
         })

@@ -57,6 +57,11 @@ impl Failure {
         Failure { exit: Exit::Usage, message: message.into() }
     }
 
+    /// Something about the archive.
+    pub fn damaged(message: impl Into<String>) -> Self {
+        Failure { exit: Exit::Damaged, message: message.into() }
+    }
+
     /// Something about the target.
     pub fn refused(message: impl Into<String>) -> Self {
         Failure { exit: Exit::Refused, message: message.into() }
@@ -82,6 +87,19 @@ pub fn status(outcome: anyhow::Result<Exit>, output: &Output) -> ExitCode {
         }
     };
     ExitCode::from(exit as u8)
+}
+
+/// Prints what the command line came to that is no command: help, the version, or what is wrong
+/// with it (for scripts, too, if one asked), and returns the status.
+pub fn unparsed(answer: &clap::Error) -> ExitCode {
+    if answer.use_stderr() && std::env::args_os().any(|arg| arg == "--json") {
+        let text = answer.to_string();
+        let problem = text.trim().strip_prefix("error: ").unwrap_or(&text).trim().to_owned();
+        return status(Err(Failure::usage(problem).into()), &Output::new(true));
+    }
+    // A reader that has gone away (`| head`) is no error.
+    drop(answer.print());
+    ExitCode::from(if answer.use_stderr() { Exit::Usage } else { Exit::Success } as u8)
 }
 
 /// Returns the status of an error: that of the innermost cause that has one.

@@ -16,6 +16,12 @@ pub fn number(value: u64) -> String {
     grouped
 }
 
+/// Returns a number of things: `1 segment`, `2 segments`.
+pub fn counted(value: u64, thing: &str) -> String {
+    let plural = if value == 1 { "" } else { "s" };
+    format!("{} {thing}{plural}", number(value))
+}
+
 /// Returns a count that may be an estimate: `about 1 200`.
 pub fn count(value: u64, exact: bool) -> String {
     match exact {

@@ -32,12 +32,15 @@ use crate::output::Output;
 use crate::settings::Settings;
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(answer) => return exit::unparsed(&answer),
+    };
     let output = Output::new(cli.global.json);
     let runtime = tokio::runtime::Runtime::new().expect("the system gives a process threads");
     let outcome = runtime.block_on(async {
         let settings = Settings::resolve(&cli.global)?;
-        telemetry::init(&settings);
+        telemetry::init(&settings)?;
         commands::run(cli.command, &settings, &output).await
     });
     // A read of standard input that nobody waits for any more would keep the process here.

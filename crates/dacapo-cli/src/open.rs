@@ -2,13 +2,14 @@
 
 use std::sync::Arc;
 
+use dacapo_archive::layout;
 use dacapo_archive::store::Store;
 use dacapo_archive::store::file::FileStore;
 use dacapo_engine::sync::{self, SyncReport};
 use dacapo_index::{Holder, Index};
 use dacapo_s3::S3Store;
 
-use crate::exit::Failure;
+use crate::exit::{Exit, Failure};
 use crate::output::Output;
 use crate::progress::Steps;
 use crate::settings::{ArchiveUrl, Settings};
@@ -27,7 +28,14 @@ pub async fn store(settings: &Settings, access: Access) -> anyhow::Result<Arc<dy
     Ok(match (settings.archive()?, access) {
         (ArchiveUrl::Directory(path), Access::Read) => Arc::new(FileStore::open(path).await?),
         (ArchiveUrl::Directory(path), Access::Write) => Arc::new(FileStore::create(path).await?),
-        (ArchiveUrl::S3(options), _) => Arc::new(S3Store::connect(options.clone()).await?),
+        (ArchiveUrl::S3(options), access) => {
+            let store = S3Store::connect(options.clone()).await?;
+            if access == Access::Write {
+                // Some servers make a bucket of any name that is written to.
+                store.list(layout::HEADS, None).await?;
+            }
+            Arc::new(store)
+        }
     })
 }
 
@@ -70,7 +78,9 @@ pub async fn sync_index(
     let report = sync::sync(store, index, |progress| steps.at(progress.done, progress.all)).await?;
     steps.finish();
     for (segment, problem) in &report.unreadable {
-        output.talk(&format!("warning: {problem} (`{segment}`)"));
+        let named = problem.contains(segment.as_str());
+        let place = if named { String::new() } else { format!("`{segment}`: ") };
+        output.talk(&format!("warning: {place}{problem}"));
     }
     for gap in &report.gaps {
         let problem = format!(
@@ -82,15 +92,36 @@ pub async fn sync_index(
     Ok(report)
 }
 
-/// Refuses an archive without a single event: a wrong prefix looks like that.
-pub fn refuse_empty(index: &Index, store: &Arc<dyn Store>) -> anyhow::Result<()> {
-    if index.stats()?.segments == 0 {
-        let problem = format!(
-            "the archive at {} is empty; check --archive, or fill it with `dacapo archive run` or \
-             `dacapo archive import`",
-            store.location()
-        );
-        return Err(Failure::configuration(problem).into());
+/// Returns how a command ends that has shown what there is: an archive that lacks something is
+/// damaged, whatever was shown of it.
+pub fn exit_of(report: &SyncReport) -> Exit {
+    if report.is_complete() { Exit::Success } else { Exit::Damaged }
+}
+
+/// Refuses an archive without a single event that could be read.
+pub fn refuse_empty(
+    index: &Index,
+    report: &SyncReport,
+    store: &Arc<dyn Store>,
+) -> anyhow::Result<()> {
+    if index.stats()?.segments > 0 {
+        return Ok(());
     }
-    Ok(())
+    if report.is_complete() {
+        return Err(empty(store).into());
+    }
+    let problem = format!(
+        "no segment of the archive at {} is readable; run `dacapo archive verify`",
+        store.location()
+    );
+    Err(Failure::damaged(problem).into())
+}
+
+/// Returns the error of an archive that has nothing in it: a wrong prefix looks like that.
+pub fn empty(store: &Arc<dyn Store>) -> Failure {
+    Failure::configuration(format!(
+        "the archive at {} is empty; check --archive, or fill it with `dacapo archive run` or \
+         `dacapo archive import`",
+        store.location()
+    ))
 }

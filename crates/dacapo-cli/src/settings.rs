@@ -65,16 +65,16 @@ impl Settings {
     /// Resolves flags over environment over file.
     pub fn resolve(args: &GlobalArgs) -> anyhow::Result<Self> {
         let config = Config::load(args.config.as_deref())?;
-        let archive = args.archive.clone().or(config.archive);
+        let archive = said(&args.archive).or(config.archive);
         let archive = archive.map(|text| text.parse()).transpose()?;
         let state = args.state.clone().or(config.state);
         let state = state.unwrap_or_else(|| home().join(".local/state/dacapo"));
 
-        let amqp = args.amqp.clone().or(config.amqp);
+        let amqp = said(&args.amqp).or(config.amqp);
         let amqp = amqp.map(|text| amqp_url(&text)).transpose()?;
         let password_file = args.amqp_password_file.clone().or(config.amqp_password_file);
-        let password = match (&args.amqp_password, password_file) {
-            (Some(password), _) => Some(password.clone()),
+        let password = match (said(&args.amqp_password), password_file) {
+            (Some(password), _) => Some(password),
             (None, Some(path)) => Some(read_text(&path)?.trim_end_matches(['\r', '\n']).to_owned()),
             (None, None) => config.amqp_password,
         };
@@ -142,6 +142,11 @@ impl Settings {
     pub fn now(&self) -> Timestamp {
         (self.clock)()
     }
+}
+
+/// A variable that is set to nothing says nothing: deployments pass such for what is not used.
+fn said(text: &Option<String>) -> Option<String> {
+    text.clone().filter(|text| !text.is_empty())
 }
 
 /// The text may hold a password, so the error does not quote it.

@@ -5,14 +5,22 @@ use std::io::IsTerminal;
 use tracing_subscriber::EnvFilter;
 
 use crate::args::LogFormat;
+use crate::exit::Failure;
 use crate::settings::Settings;
 
-/// Starts logging; a filter that cannot be read falls back to `warn` and says so.
-pub fn init(settings: &Settings) {
-    let (filter, problem) = match EnvFilter::try_new(&settings.log) {
-        Ok(filter) => (filter, None),
-        Err(error) => (EnvFilter::new("warn"), Some(error)),
-    };
+/// The client library logs errors that are no trouble, and those that are come with a next step from
+/// us. `--log lapin=debug` shows them.
+const QUIET: &str = "lapin=off";
+
+/// Starts logging.
+pub fn init(settings: &Settings) -> anyhow::Result<()> {
+    let filter = EnvFilter::try_new(format!("{QUIET},{}", settings.log)).map_err(|error| {
+        Failure::usage(format!(
+            "--log `{}` is not a log filter: {error}; give a level (`warn`) or those of parts \
+             (`warn,dacapo=debug`)",
+            settings.log
+        ))
+    })?;
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
@@ -21,7 +29,5 @@ pub fn init(settings: &Settings) {
         LogFormat::Text => builder.init(),
         LogFormat::Json => builder.json().flatten_event(true).init(),
     }
-    if let Some(error) = problem {
-        tracing::warn!(%error, filter = settings.log, "the log filter is not one; logging warnings");
-    }
+    Ok(())
 }

@@ -2,10 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use clap::{Args, ValueEnum};
 use dacapo_event::Timestamp;
 use dacapo_filter::{SelectionSpec, WhereErrors, parse_time};
+
+use crate::exit::Failure;
 
 /// The most bytes of an `@file` of ids: a million UUIDs are 37 MB.
 const IDS_BYTES_MAX: u64 = 64 * 1024 * 1024;
@@ -83,7 +85,12 @@ impl SelectionArgs {
                 Some((name, value)) if !name.is_empty() => {
                     headers.push((name.to_owned(), value.to_owned()));
                 }
-                _ => bail!("--header `{header}` is not NAME=VALUE (for example `tenant=acme`)"),
+                _ => {
+                    let problem = format!(
+                        "--header `{header}` is not NAME=VALUE (for example `tenant=acme`)"
+                    );
+                    return Err(Failure::usage(problem).into());
+                }
             }
         }
         let descriptor_set = match &self.descriptor_set {
@@ -111,23 +118,28 @@ impl SelectionArgs {
 }
 
 fn ids_of(path: &Path) -> anyhow::Result<Vec<String>> {
-    let text = String::from_utf8(read_bounded(path, IDS_BYTES_MAX)?)
-        .with_context(|| format!("`{}` is not UTF-8 text with one id a line", path.display()))?;
+    let text = String::from_utf8(read_bounded(path, IDS_BYTES_MAX)?).map_err(|_| {
+        Failure::usage(format!("`{}` is not UTF-8 text with one id a line", path.display()))
+    })?;
     let ids: Vec<String> =
         text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned).collect();
     if ids.is_empty() {
-        bail!("`{}` has no ids; give one a line", path.display());
+        let problem = format!("`{}` has no ids; give one a line", path.display());
+        return Err(Failure::usage(problem).into());
     }
     Ok(ids)
 }
 
 /// Reads a file that must not be larger than `most` bytes.
 pub fn read_bounded(path: &Path, most: u64) -> anyhow::Result<Vec<u8>> {
-    let size = std::fs::metadata(path)
-        .with_context(|| format!("failed to read `{}`", path.display()))?
-        .len();
+    let unreadable = |error: std::io::Error| {
+        Failure::configuration(format!("failed to read `{}`: {error}", path.display()))
+    };
+    let size = std::fs::metadata(path).map_err(unreadable)?.len();
     if size > most {
-        bail!("`{}` has {size} bytes, more than the {most} that are read", path.display());
+        let problem =
+            format!("`{}` has {size} bytes, more than the {most} that are read", path.display());
+        return Err(Failure::configuration(problem).into());
     }
-    std::fs::read(path).with_context(|| format!("failed to read `{}`", path.display()))
+    Ok(std::fs::read(path).map_err(unreadable)?)
 }

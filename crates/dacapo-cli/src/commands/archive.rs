@@ -114,9 +114,9 @@ async fn archiver(args: RunArgs, settings: &Settings, output: &Output) -> anyhow
     });
     output.result(&json, || {
         format!(
-            "archived {} events in {} segments ({}), {} replayed ones skipped, {} parked ones among them\n",
-            format::number(totals.events),
-            format::number(totals.segments),
+            "archived {} in {} ({}), {} replayed ones skipped, {} parked ones among them\n",
+            format::counted(totals.events, "event"),
+            format::counted(totals.segments, "segment"),
             format::bytes(totals.bytes),
             format::number(totals.skipped),
             format::number(totals.parked),
@@ -216,6 +216,10 @@ async fn check(args: &VerifyArgs, settings: &Settings, output: &Output) -> anyho
         let json = |finding: &dacapo_archive::verify::Finding| json!({ "segment": finding.key, "problem": finding.problem });
         findings.iter().map(json).collect()
     };
+    if report.streams == 0 && report.problems.is_empty() {
+        // Not sound: nothing was proven, and a wrong prefix looks like that.
+        return Err(open::empty(&store).into());
+    }
     let sound = report.problems.is_empty();
     if let Some(path) = &args.write_heads {
         if sound {
@@ -242,13 +246,13 @@ async fn check(args: &VerifyArgs, settings: &Settings, output: &Output) -> anyho
         }
         let verdict = match report.problems.len() {
             0 => "sound".to_owned(),
-            count => format!("DAMAGED: {count} problems"),
+            count => format!("DAMAGED: {}", format::counted(count as u64, "problem")),
         };
         text + &format!(
-            "{verdict}; {} events in {} segments of {} streams, {}\n",
-            format::number(report.events),
-            format::number(report.segments),
-            format::number(report.streams),
+            "{verdict}; {} in {} of {}, {}\n",
+            format::counted(report.events, "event"),
+            format::counted(report.segments, "segment"),
+            format::counted(report.streams, "stream"),
             format::bytes(report.bytes),
         )
     })?;

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::bail;
+use bytes::Bytes;
 use dacapo_engine::merge::{Merge, Positions, Selected};
 use dacapo_engine::plan::{Plan, plan};
 use dacapo_engine::request::{Request, Target, WINDOW_DEFAULT};
@@ -29,15 +30,15 @@ pub async fn run(args: &EventsArgs, settings: &Settings, output: &Output) -> any
     let spec = args.selection.to_spec(settings.now())?;
     let selection = Arc::new(Selection::compile(spec.clone())?);
     let store = open::store(settings, Access::Read).await?;
-    let (index, _) = open::synced_index(settings, &store, output, "events").await?;
-    open::refuse_empty(&index, &store)?;
+    let (index, report) = open::synced_index(settings, &store, output, "events").await?;
+    open::refuse_empty(&index, &report, &store)?;
     let plan = plan_of(spec, &selection, &store, &index, settings).await?;
     index.close()?;
 
     let streams = plan.streams(&Positions::new());
     let mut merge = Merge::new(Arc::clone(&store), selection, streams);
     let limit = if args.raw { 2 } else { args.limit };
-    let mut printer = Printer { args, output, rows: Vec::new(), printed: 0 };
+    let mut printer = Printer { args, output, rows: Vec::new(), printed: 0, raw: None };
     'all: while let Some(events) = merge.next().await? {
         for selected in events {
             if limit > 0 && printer.printed == limit {
@@ -46,7 +47,13 @@ pub async fn run(args: &EventsArgs, settings: &Settings, output: &Output) -> any
             printer.print(&selected)?;
         }
     }
-    printer.finish(&plan)
+    let left_out = merge.where_skipped();
+    if left_out > 0 {
+        let left_out = format::counted(left_out, "event");
+        output.talk(&format!("note: {left_out} left out because --where failed on them"));
+    }
+    printer.finish(&plan)?;
+    Ok(open::exit_of(&report))
 }
 
 /// Events are read through a plan, too: the index says which segments can matter.
@@ -76,6 +83,8 @@ struct Printer<'a> {
     output: &'a Output,
     rows: Vec<Vec<String>>,
     printed: u64,
+    /// The body for `--raw`, until it is known that there is no other.
+    raw: Option<Bytes>,
 }
 
 impl Printer<'_> {
@@ -88,8 +97,8 @@ impl Printer<'_> {
                     "more than one event is selected; --raw prints the body of one (add --id)"
                 ));
             }
-            self.rows.push(vec![]);
-            return Ok(self.output.data(&event.message.body)?);
+            self.raw = Some(event.message.body.clone());
+            return Ok(());
         }
         if self.output.form() == Form::Json {
             let json = ndjson::event_to_json(&selected.stream, event);
@@ -106,12 +115,12 @@ impl Printer<'_> {
         Ok(())
     }
 
-    fn finish(self, plan: &Plan) -> anyhow::Result<Exit> {
+    fn finish(self, plan: &Plan) -> anyhow::Result<()> {
         if self.args.raw {
-            if self.printed == 0 {
+            let Some(body) = self.raw else {
                 bail!(Failure::usage("no event is selected, so there is no body to print"));
-            }
-            return Ok(Exit::Success);
+            };
+            return Ok(self.output.data(&body)?);
         }
         if self.output.form() == Form::Text {
             let header = ["TIME", "TYPE", "KEY", "ROUTING KEY", "ID", "BODY"];
@@ -128,7 +137,7 @@ impl Printer<'_> {
                 _ => format!("{shown} shown"),
             });
         }
-        Ok(Exit::Success)
+        Ok(())
     }
 }
 

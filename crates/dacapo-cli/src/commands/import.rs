@@ -148,9 +148,9 @@ impl Totals {
             already => format!("; {} were there already", format::number(already)),
         };
         format!(
-            "imported {} events in {} segments ({}){already}\n",
-            format::number(self.events),
-            format::number(self.segments),
+            "imported {} in {} ({}){already}\n",
+            format::counted(self.events, "event"),
+            format::counted(self.segments, "segment"),
             format::bytes(self.bytes),
         )
     }

@@ -62,5 +62,5 @@ fn print(index: &Index, report: Option<&SyncReport>, output: &Output) -> anyhow:
             format::bytes(stats.bytes_on_disk),
         )
     })?;
-    Ok(if complete == Some(false) { Exit::Damaged } else { Exit::Success })
+    Ok(report.map_or(Exit::Success, open::exit_of))
 }

@@ -27,8 +27,8 @@ pub async fn run(args: &PlanArgs, settings: &Settings, output: &Output) -> anyho
     let depth = if args.exact { Depth::Exact } else { Depth::Index };
     let request = request(&args.selection, &args.target, &args.pace, settings)?;
     let store = open::store(settings, Access::Read).await?;
-    let (index, _) = open::synced_index(settings, &store, output, "plan").await?;
-    open::refuse_empty(&index, &store)?;
+    let (index, report) = open::synced_index(settings, &store, output, "plan").await?;
+    open::refuse_empty(&index, &report, &store)?;
     let plan = make(request, depth, &store, &index, settings).await?;
     index.close()?;
     let json = plan_json::to_json(&plan);
@@ -37,7 +37,7 @@ pub async fn run(args: &PlanArgs, settings: &Settings, output: &Output) -> anyho
         output.talk(&format!("saved; run it with: dacapo replay --plan {}", path.display()));
     }
     output.result(&json, || text(&plan))?;
-    Ok(Exit::Success)
+    Ok(open::exit_of(&report))
 }
 
 /// Returns the request that the flags make; without a target, events would go to stdout.
@@ -101,16 +101,16 @@ pub fn text(plan: &Plan) -> String {
         ));
     }
     if let (Some(first), Some(last)) = (plan.first_time, plan.last_time) {
-        let bounds = if plan.exact { "" } else { " (bounds)" };
+        let bounds = if plan.times_exact { "" } else { " (bounds)" };
         lines.push(format!("from       {first}\nto         {last}{bounds}"));
     }
     lines.push(format!("bodies     about {}", format::bytes(plan.bytes)));
     lines.push(format!(
-        "reads      about {} of {} ({} segments, {} requests)",
+        "reads      about {} of {} ({}, {})",
         format::bytes(plan.bytes_read),
         format::bytes(plan.bytes_full_scan),
-        format::number(plan.segments.len() as u64),
-        format::number(plan.requests),
+        format::counted(plan.segments.len() as u64, "segment"),
+        format::counted(plan.requests, "request"),
     ));
     lines.push(format!("takes      {}", format::seconds(plan.seconds)));
     for gap in &plan.gaps {
@@ -122,9 +122,10 @@ pub fn text(plan: &Plan) -> String {
     for warning in &plan.target.warnings {
         lines.push(format!("note       {warning}"));
     }
-    if !plan.exact {
+    if !plan.exact || !plan.times_exact {
         lines.push(
-            "note       some counts are estimates; --exact reads until they are not".to_owned(),
+            "note       some figures are estimates or bounds; --exact reads until they are not"
+                .to_owned(),
         );
     }
     lines.push(format!("plan       {}\n", plan.hash()));

@@ -1,6 +1,7 @@
 //! `dacapo replay`: plan, then do; or do a saved plan; or go on with one.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use dacapo_archive::store::Store;
 use dacapo_bus::file::Existing;
@@ -12,10 +13,12 @@ use dacapo_engine::run::{Finished, Replay, obey};
 use dacapo_engine::scan::open_expected;
 use dacapo_engine::state::{Control as Asked, ReplayId, State};
 use dacapo_engine::survey::Depth;
+use dacapo_engine::sync::SyncReport;
 use dacapo_engine::{journal::Phase, plan_json};
 use dacapo_republish::{Control, Phase as Doing, Progress};
 use futures::{StreamExt, TryStreamExt, stream};
 use tokio::sync::watch;
+use tokio::time::timeout;
 
 use super::{plan, target};
 use crate::args::{ReplayArgs, ReplayCommand, RunningArgs, read_bounded};
@@ -32,6 +35,9 @@ mod metrics;
 /// Planned segments looked at at once before a saved plan is run.
 const CHECKED_AT_ONCE: usize = 8;
 
+/// How often progress is shown while nothing moves.
+const SHOW_INTERVAL: Duration = Duration::from_secs(1);
+
 pub async fn run(args: &ReplayArgs, settings: &Settings, output: &Output) -> anyhow::Result<Exit> {
     let state = State::new(&settings.state);
     if let Some(ReplayCommand::Resume { id, running }) = &args.resume {
@@ -42,7 +48,8 @@ pub async fn run(args: &ReplayArgs, settings: &Settings, output: &Output) -> any
         Some(path) => {
             let text = read_bounded(path, plan_json::PLAN_BYTES_MAX)?;
             let plan = plan_json::from_json(&path.display().to_string(), &text)?;
-            check_saved(&plan, &store, settings, output).await?;
+            let report = check_saved(&plan, &store, settings, output).await?;
+            refuse_gaps(&report, &plan, args)?;
             plan
         }
         None => {
@@ -53,10 +60,15 @@ pub async fn run(args: &ReplayArgs, settings: &Settings, output: &Output) -> any
             };
             let depth = if args.exact { Depth::Exact } else { Depth::Index };
             let request = plan::request(&args.selection, &args.target, &args.pace, settings)?;
-            let (index, _) = open::synced_index(settings, &store, output, "replay").await?;
-            open::refuse_empty(&index, &store)?;
+            if request.target.is_bus() {
+                // Asked for before the work of a plan.
+                settings.broker("dacapo replay")?;
+            }
+            let (index, report) = open::synced_index(settings, &store, output, "replay").await?;
+            open::refuse_empty(&index, &report, &store)?;
             let plan = plan::make(request, depth, &store, &index, settings).await?;
             index.close()?;
+            refuse_gaps(&report, &plan, args)?;
             plan
         }
     };
@@ -118,10 +130,13 @@ async fn check_saved(
     store: &Arc<dyn Store>,
     settings: &Settings,
     output: &Output,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<SyncReport> {
     if plan.archive != store.location() {
-        let problem =
-            format!("the plan was made of {}, and --archive is {}", plan.archive, store.location());
+        let problem = format!(
+            "the plan was made of {}, and --archive is {}; name that archive, or make a new plan",
+            plan.archive,
+            store.location()
+        );
         return Err(Failure::configuration(problem).into());
     }
     let mut steps = Steps::new(output, "checking the planned segments");
@@ -136,17 +151,37 @@ async fn check_saved(
         steps.at(done, all);
     }
     steps.finish();
-    let (index, _) = open::synced_index(settings, store, output, "replay").await?;
+    let (index, report) = open::synced_index(settings, store, output, "replay").await?;
     let known = index.stats()?.segments;
     index.close()?;
     if known > all {
-        let more = format::number(known - all);
-        output.talk(&format!(
-            "note       the archive has {more} segments that the plan does not read"
-        ));
+        let more = format::counted(known - all, "segment");
+        output.talk(&format!("note       the archive has {more} that the plan does not read"));
     }
     let facts = target::facts(&plan.request.target, &plan.request.pace, settings).await?;
-    target::refuse_unfit(&plan.request.target, &facts)
+    target::refuse_unfit(&plan.request.target, &facts)?;
+    Ok(report)
+}
+
+/// Refuses to replay an archive that lacks events as if it were whole: a service would be rebuilt
+/// with a hole that nobody notices.
+fn refuse_gaps(report: &SyncReport, plan: &Plan, args: &ReplayArgs) -> anyhow::Result<()> {
+    // A plan may have been made when more was missing, and does not read what came back.
+    let gap = report.gaps.iter().chain(&plan.gaps).next();
+    let lacking = match (gap, report.unreadable.first()) {
+        _ if args.accept_gaps => return Ok(()),
+        (None, None) => return Ok(()),
+        (Some(gap), _) => {
+            format!("stream `{}` lacks sequences {} to {}", gap.stream, gap.first, gap.last)
+        }
+        (None, Some((object, problem))) => format!("`{object}`: {problem}"),
+    };
+    let problem = format!(
+        "the archive at {} lacks events: {lacking}; run `dacapo archive verify` to see why, or \
+         replay what there is with --accept-gaps",
+        plan.archive
+    );
+    Err(Failure::damaged(problem).into())
 }
 
 /// Runs until the end, a signal, or what another terminal asks; prints the receipt.
@@ -194,7 +229,8 @@ async fn show(mut watched: watch::Receiver<Progress>, plan: &Plan, output: &Outp
             Doing::Finishing => "waiting for the last confirms".to_owned(),
         };
         steps.show(progress.totals.confirmed, plan.events, &remark);
-        if watched.changed().await.is_err() {
+        // What waits does not change, and is to be told all the same.
+        if let Ok(Err(_)) = timeout(SHOW_INTERVAL, watched.changed()).await {
             std::future::pending::<()>().await;
         }
     }

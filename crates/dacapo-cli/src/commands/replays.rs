@@ -10,7 +10,7 @@ use super::{plan, replay, target};
 use crate::args::ReplaysCommand;
 use crate::exit::Exit;
 use crate::format;
-use crate::output::Output;
+use crate::output::{Output, words};
 use crate::settings::Settings;
 
 pub async fn run(
@@ -50,7 +50,19 @@ fn status(state: &State, id: &ReplayId) -> Result<Status, EngineError> {
 fn ls(state: &State, output: &Output) -> anyhow::Result<Exit> {
     let (mut replays, mut rows) = (Vec::new(), Vec::new());
     for id in state.replays()? {
-        let status = status(state, &id)?;
+        let status = match status(state, &id) {
+            Ok(status) => status,
+            // One that cannot be read must not hide the others.
+            Err(error) => {
+                replays.push(json!({
+                    "replay": id.as_str(),
+                    "state": "unreadable",
+                    "error": words(&error),
+                }));
+                rows.push(vec![id.to_string(), "unreadable".into(), "?".into(), words(&error)]);
+                continue;
+            }
+        };
         let (target, planned) = match state.plan(&id) {
             Ok(plan) => (plan.request.target.to_string(), format::count(plan.events, plan.exact)),
             Err(error) => (error.to_string(), "?".to_owned()),
