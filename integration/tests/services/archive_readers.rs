@@ -3,13 +3,15 @@
 
 use std::path::Path;
 
+use dacapo_integration::dacapo::Dacapo;
+use dacapo_integration::environment;
 use serde_json::{Value, json};
 
-use super::dacapo::Dacapo;
+use super::fixtures::{import, ndjson};
 use super::witness;
 
 /// What DuckDB calls the type of each column.
-const DUCKDB_COLUMNS: [(&str, &str); 12] = [
+const DUCKDB_COLUMNS: [(&str, &str); 13] = [
     ("sequence", "BIGINT"),
     ("archived_at", "TIMESTAMP WITH TIME ZONE"),
     ("time", "TIMESTAMP WITH TIME ZONE"),
@@ -22,6 +24,7 @@ const DUCKDB_COLUMNS: [(&str, &str); 12] = [
     ("headers", "MAP(VARCHAR, VARCHAR)"),
     ("properties", "BLOB"),
     ("body", "BLOB"),
+    ("checksum", "UINTEGER"),
 ];
 
 /// What pandas calls those that it has types of its own for.
@@ -116,6 +119,47 @@ fn an_archive_is_one_table_with_its_folders_as_columns() {
         assert_eq!(row["stream"], "other", "{reader}");
         assert_eq!(row["date"].as_str(), Some("2026-03-02"), "{reader}");
     }
+}
+
+/// What the document tells a stranger to type works as it is printed.
+#[test]
+fn the_documents_queries_run_as_printed() {
+    let document = environment::root().join("docs/archive-format.md");
+    let document = std::fs::read_to_string(document).unwrap();
+    let (_, section) = document.split_once("## Reading it with other tools").unwrap();
+    let (_, sql) = section.split_once("```sql\n").unwrap();
+    let (sql, after) = sql.split_once("```").unwrap();
+    let queries: Vec<&str> = sql.split(';').map(str::trim).filter(|q| !q.is_empty()).collect();
+    let python = after.split('`').find(|text| text.starts_with("pandas.")).unwrap();
+
+    let dacapo = Dacapo::new();
+    let placed = |n: u64, day: &str| {
+        json!({
+            "id": format!("e-{n}"),
+            "time": format!("{day}T10:00:00Z"),
+            "type": "order.placed",
+            "body": { "order": format!("o-{n}") },
+        })
+    };
+    let events = [placed(1, "2026-10-31"), placed(2, "2026-11-02"), json!({ "type": "other" })];
+    // A stream each, so that each is in the folder of its own day.
+    for (n, event) in events.into_iter().enumerate() {
+        import(&dacapo, &format!("s{n}"), &ndjson([event]), &[]);
+    }
+    let input = json!({ "archive": dacapo.archive(), "queries": queries, "pandas": python });
+    let told = witness::run("documented.py", &[], &input.to_string()).unwrap();
+    let told: Value = serde_json::from_str(&told).unwrap();
+    assert_eq!(told["queries"].as_array().map(Vec::len), Some(2), "{told}");
+    let counts = told["queries"][0].as_array().unwrap();
+    let placed = counts.iter().find(|row| row[0] == "order.placed").unwrap();
+    assert_eq!((counts.len(), &placed[1]), (2, &json!("2")), "{told}");
+    // Only the one of November, by its folder, with a member of its body.
+    assert_eq!(told["queries"][1].as_array().map(Vec::len), Some(1), "{told}");
+    assert_eq!(
+        (&told["queries"][1][0][0], &told["queries"][1][0][2]),
+        (&json!("e-2"), &json!("o-2"))
+    );
+    assert_eq!(told["pandas"], json!({ "rows": 3 }));
 }
 
 fn is_of(segment: &Path, stream: &str) -> bool {

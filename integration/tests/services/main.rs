@@ -4,8 +4,15 @@
 mod amqp_direct;
 mod amqp_sink;
 mod amqp_source;
+mod archive_readers;
+mod bad_input;
+mod contract;
 mod demo;
+mod fixtures;
 mod harness;
+mod importing;
+mod indexing;
+mod on_s3;
 mod s3_store;
 mod witnesses;
 
