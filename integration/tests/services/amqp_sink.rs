@@ -416,9 +416,24 @@ async fn an_alarm_blocks_and_a_kill_is_never_a_confirm() {
     // The broker says so once something is published.
     sink.send(&[message("shop", "k", "blocked")]).await.unwrap();
     until("blocked", async || sink.state().await.unwrap().blocked).await;
+    // What is sent meanwhile waits without holding its sender up, who could not ask or stop.
+    for body in ["second", "third"] {
+        let batch = [message("shop", "k", body)];
+        let sent = tokio::time::timeout(DEADLINE, sink.send(&batch)).await;
+        sent.expect("no wait for the end of the alarm").unwrap();
+    }
+    assert!(sink.state().await.unwrap().blocked);
     watermark("2GB");
     until("unblocked", async || !sink.state().await.unwrap().blocked).await;
-    assert_eq!(sink.outcomes().await.unwrap(), [Outcome::Confirmed]);
+    let mut outcomes = Vec::new();
+    while outcomes.len() < 3 {
+        outcomes.extend(sink.outcomes().await.unwrap());
+    }
+    assert_eq!(outcomes, [Outcome::Confirmed, Outcome::Confirmed, Outcome::Confirmed]);
+    let take = json!({ "op": "get", "queue": "q", "max": 4 });
+    let taken = tokio::task::block_in_place(|| witness::raw_amqp(&url, &[take]).unwrap());
+    let bodies = [0, 1, 2].map(|n| taken[0]["messages"][n]["body"].clone());
+    assert_eq!(bodies, ["blocked", "second", "third"], "in order");
 
     tokio::task::block_in_place(|| rabbit.kill().unwrap());
     let lost = match sink.send(&[message("shop", "k", "lost")]).await {
