@@ -2,6 +2,7 @@
 //! on each wait.
 
 use std::fmt;
+use std::sync::Mutex;
 use std::time::Duration;
 
 use dacapo_bus::BusError;
@@ -96,7 +97,7 @@ impl Broker {
             .await
             .map_err(|_| lost(&peer, format!("no answer within {CONNECT_DEADLINE:?}")))?
             .map_err(|error| from_lapin(&peer, &error, Doing::Connecting))?;
-        Ok(Session { connection, peer })
+        Ok(Session { connection, peer, channels: Mutex::default() })
     }
 }
 
@@ -104,12 +105,20 @@ impl Broker {
 pub(crate) struct Session {
     pub(crate) connection: Connection,
     pub(crate) peer: String,
+    /// Kept until the connection is closed: lapin closes a channel that is dropped, and takes the
+    /// end of the connection meanwhile for an error, which leaves the connection open.
+    channels: Mutex<Vec<Channel>>,
 }
 
 impl Session {
-    /// Opens a channel.
+    /// Opens a channel; it lives as long as the session.
     pub(crate) async fn channel(&self) -> Result<Channel, BusError> {
-        self.ask(Doing::Connecting, self.connection.create_channel()).await
+        let channel = self.ask(Doing::Connecting, self.connection.create_channel()).await?;
+        self.channels
+            .lock()
+            .expect("nothing panics while it holds this lock")
+            .push(channel.clone());
+        Ok(channel)
     }
 
     /// Waits for the broker's answer with a deadline.
