@@ -1,11 +1,16 @@
 //! The product against a real RabbitMQ and a real S3 server, through the doors a user has, with
 //! witnesses that share no code with it. Started by `integration/test`.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed, helpers included")]
+
 mod amqp_direct;
 mod amqp_sink;
 mod amqp_source;
 mod archive_readers;
+mod archiver;
 mod bad_input;
+mod broker_disk;
+mod certificates;
 mod contract;
 mod demo;
 mod fixtures;
@@ -13,6 +18,10 @@ mod harness;
 mod importing;
 mod indexing;
 mod on_s3;
+mod permissions;
+mod pipeline;
+mod platform;
+mod replay_control;
 mod s3_store;
 mod witnesses;
 
