@@ -34,7 +34,7 @@ Exit status:
 
 /// Keeps every event of a RabbitMQ platform in S3 and plays any part of it back
 #[derive(Debug, Parser)]
-#[command(name = "dacapo", version, about, after_help = AFTER_HELP, styles = Styles::plain())]
+#[command(name = "dacapo", version, after_help = AFTER_HELP, styles = Styles::plain())]
 #[command(propagate_version = true, max_term_width = 100)]
 pub struct Cli {
     #[command(flatten)]
@@ -278,5 +278,11 @@ mod tests {
     #[test]
     fn flags_do_not_contradict_each_other() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn help_begins_with_what_it_is_for() {
+        let help = Cli::command().render_help().to_string();
+        assert!(help.starts_with("Keeps every event of a RabbitMQ platform"), "{help}");
     }
 }

@@ -11,7 +11,7 @@ use dacapo_archiver::RollPolicy;
 use dacapo_event::StreamName;
 use dacapo_event::attributes::{AttributeRules, Place};
 
-use super::pace::{parse_bytes, parse_duration};
+use super::pace::{parse_bytes, parse_duration, parse_positive};
 
 #[derive(Debug, Args)]
 pub struct RunArgs {
@@ -25,7 +25,12 @@ pub struct RunArgs {
     #[arg(long, value_name = "STREAM")]
     pub name: Option<StreamName>,
     /// Deliveries held and not acked at the most, 1 to 65535
-    #[arg(long, default_value_t = NonZeroU16::new(RollPolicy::PREFETCH).expect("not zero"), value_name = "N")]
+    #[arg(
+        long,
+        default_value_t = NonZeroU16::new(RollPolicy::PREFETCH).expect("not zero"),
+        value_parser = parse_positive::<NonZeroU16>,
+        value_name = "N"
+    )]
     pub prefetch: NonZeroU16,
     /// Finish a segment at this size
     #[arg(long, default_value = "32Mi", value_parser = parse_bytes, value_name = "BYTES")]

@@ -1,34 +1,40 @@
 //! How fast.
 
 use std::num::{NonZeroU32, NonZeroU64};
+use std::str::FromStr;
 use std::time::Duration;
 
-use clap::Args;
+use clap::{ArgGroup, Args};
 use dacapo_engine::request::WINDOW_DEFAULT;
 use dacapo_republish::{Pace, Speed};
 
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Pace")]
-#[group(multiple = true)]
+#[command(group = ArgGroup::new("rated").args(["rate", "byte_rate"]).multiple(true))]
 pub struct PaceArgs {
     /// Events a second
-    #[arg(long, value_name = "N", group = "rated")]
+    #[arg(long, value_name = "N", value_parser = parse_positive::<NonZeroU32>)]
     pub rate: Option<NonZeroU32>,
     /// Bytes of bodies a second, for example 500k or 10M
-    #[arg(long, value_name = "BYTES", value_parser = parse_bytes, group = "rated")]
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
     pub byte_rate: Option<NonZeroU64>,
     /// The original timing, this many times as fast (1 as it was, 60 an hour in a minute)
-    #[arg(long, value_name = "FACTOR")]
+    #[arg(long, value_name = "FACTOR", allow_negative_numbers = true)]
     pub speed: Option<Speed>,
     /// Time over which the rate rises from nothing, for example 30s or 5m
     #[arg(long, value_name = "TIME", value_parser = parse_duration, requires = "rated")]
     pub ramp: Option<Duration>,
     /// Wait while the target queue is this deep
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = parse_positive::<NonZeroU64>)]
     pub max_queue_depth: Option<NonZeroU64>,
     /// The most events published and not confirmed: what a crash repeats at the most; 1 is strict
     /// order
-    #[arg(long, value_name = "N", default_value_t = WINDOW_DEFAULT)]
+    #[arg(
+        long,
+        value_name = "N",
+        value_parser = parse_positive::<NonZeroU32>,
+        default_value_t = WINDOW_DEFAULT
+    )]
     pub window: NonZeroU32,
 }
 
@@ -43,6 +49,11 @@ impl PaceArgs {
             queue_depth_max: self.max_queue_depth,
         }
     }
+}
+
+/// Parses a whole number above 0.
+pub fn parse_positive<N: FromStr>(text: &str) -> Result<N, String> {
+    text.parse().map_err(|_| format!("`{text}` is not a whole number above 0, or is too large"))
 }
 
 /// Parses a duration such as `30s`, `5m` or `1h 30m`.
@@ -74,6 +85,8 @@ pub fn parse_bytes(text: &str) -> Result<NonZeroU64, String> {
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser;
+
     use super::*;
 
     #[test]
@@ -85,6 +98,20 @@ mod tests {
         for bad in ["", "0", "k", "-1", "1.5M", "5x", "99999999999G"] {
             assert!(parse_bytes(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn limits_go_together_and_a_ramp_needs_one() {
+        #[derive(clap::Parser)]
+        struct Paced {
+            #[command(flatten)]
+            pace: PaceArgs,
+        }
+        let parse =
+            |args: &str| Paced::try_parse_from(args.split(' ')).map(|paced| paced.pace.pace());
+        let both = parse("x --rate 5 --byte-rate 10k --ramp 5s").unwrap();
+        assert_eq!(both.byte_rate, NonZeroU64::new(10_000));
+        assert!(parse("x --ramp 5s").is_err());
     }
 
     #[test]

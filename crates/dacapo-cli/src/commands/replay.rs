@@ -6,7 +6,9 @@ use std::time::Duration;
 use dacapo_archive::store::Store;
 use dacapo_bus::file::Existing;
 use dacapo_engine::EngineError;
+use dacapo_engine::journal::{Journal, Phase};
 use dacapo_engine::plan::Plan;
+use dacapo_engine::plan_json;
 use dacapo_engine::receipt::Receipt;
 use dacapo_engine::request::Target;
 use dacapo_engine::run::{Finished, Replay, obey};
@@ -14,7 +16,6 @@ use dacapo_engine::scan::open_expected;
 use dacapo_engine::state::{Control as Asked, ReplayId, State};
 use dacapo_engine::survey::Depth;
 use dacapo_engine::sync::SyncReport;
-use dacapo_engine::{journal::Phase, plan_json};
 use dacapo_republish::{Control, Phase as Doing, Progress};
 use futures::{StreamExt, TryStreamExt, stream};
 use tokio::sync::watch;
@@ -108,11 +109,15 @@ async fn resume(
     let id = state.find(id)?;
     let locked = state.lock(id)?;
     let plan = state.plan(&locked.id)?;
+    let phase = Journal::read(&state.journal_path(&locked.id))?.phase;
     let store = open::store(settings, Access::Read).await?;
     let connect = target::connect(&plan.request.target, &locked.id, Existing::Continue, settings)?;
     // What another terminal asked of the run before is over.
     state.set_control(&locked.id, Asked::Run)?;
-    output.talk(&format!("replay     {} goes on, to {}", locked.id, plan.request.target));
+    // The run refuses any other.
+    if phase.is_resumable() {
+        output.talk(&format!("replay     {} goes on, to {}", locked.id, plan.request.target));
+    }
     let replay = Replay {
         state,
         locked: &locked,

@@ -28,6 +28,9 @@ pub async fn facts(
                 path.display()
             ));
         }
+        if pace.queue_depth_max.is_some() {
+            facts.warnings.push("--max-queue-depth needs one queue as target".to_owned());
+        }
         return Ok(facts);
     }
     let Some(broker) = settings.broker_if_named("dacapo plan") else {
