@@ -60,7 +60,7 @@ fn a_second_process_is_told_who_holds_the_index_and_does_not_wait() {
 #[test]
 fn a_running_replay_does_not_hold_the_index() {
     let dacapo = shop();
-    let running = dacapo.spawn(["replay", "--to-file", "out.ndjson", "--rate", "2"]);
+    let running = dacapo.spawn(["replay", "--to-file", "out.ndjson", "--rate", "5"]);
     let line = running.wait_for_line("replay     ", DEADLINE);
     let id = line.split_whitespace().last().unwrap().to_owned();
     for command in [&["events"][..], &["plan"], &["index", "rebuild"]] {

@@ -86,6 +86,8 @@ pub async fn run(args: &ReplayArgs, settings: &Settings, output: &Output) -> any
     let salt = std::process::id();
     let id = ReplayId::new(settings.now(), &plan.hash(), salt);
     let connect = target::connect(&plan.request.target, &id, Existing::Refuse, settings)?;
+    // From here on an interruption is one of this replay: it ends resumable, not killed.
+    let signals = Signals::take()?;
     let locked = state.create(id, &plan)?;
     output.talk(&format!("replay     {}", locked.id));
     let replay = Replay {
@@ -96,7 +98,7 @@ pub async fn run(args: &ReplayArgs, settings: &Settings, output: &Output) -> any
         target: &*connect,
         clock: settings.clock,
     };
-    carry_out(&replay, &args.running, output).await
+    carry_out(&replay, &args.running, signals, output).await
 }
 
 async fn resume(
@@ -107,6 +109,7 @@ async fn resume(
     output: &Output,
 ) -> anyhow::Result<Exit> {
     let id = state.find(id)?;
+    let signals = Signals::take()?;
     let locked = state.lock(id)?;
     let plan = state.plan(&locked.id)?;
     let phase = Journal::read(&state.journal_path(&locked.id))?.phase;
@@ -126,7 +129,7 @@ async fn resume(
         target: &*connect,
         clock: settings.clock,
     };
-    carry_out(&replay, running, output).await
+    carry_out(&replay, running, signals, output).await
 }
 
 /// Makes sure that a saved plan's segments are what they were, and mentions newer ones.
@@ -193,9 +196,9 @@ fn refuse_gaps(report: &SyncReport, plan: &Plan, args: &ReplayArgs) -> anyhow::R
 async fn carry_out(
     replay: &Replay<'_>,
     running: &RunningArgs,
+    mut signals: Signals,
     output: &Output,
 ) -> anyhow::Result<Exit> {
-    let mut signals = Signals::take()?;
     let (control, controlled) = watch::channel(Control::Run);
     let (progress, watched) = watch::channel(Progress::default());
     let serving = metrics::serve(running.metrics, watched.clone(), replay.plan).await?;

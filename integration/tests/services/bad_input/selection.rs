@@ -123,3 +123,20 @@ fn a_replay_without_a_target_asks_for_one() {
         check_refused(&dacapo.run(args), 3, &words);
     }
 }
+
+#[test]
+fn a_pace_that_is_none_is_refused() {
+    let dacapo = shop();
+    for (flags, words) in [
+        (&["--rate", "0"][..], &["--rate", "`0`", "above 0"][..]),
+        (&["--byte-rate", "fast"], &["--byte-rate", "`fast`", "500k"]),
+        (&["--speed", "-1"], &["--speed", "-1"]),
+        (&["--window", "0"], &["--window", "above 0"]),
+        (&["--rate", "5", "--ramp", "soon"], &["--ramp", "`soon`", "30s"]),
+        (&["--ramp", "5m"], &["--rate", "--byte-rate"]),
+    ] {
+        let args = ["replay", "--to-file", "out.ndjson"].iter().chain(flags).copied();
+        check_refused(&dacapo.run(args), 2, words);
+    }
+    assert!(!dacapo.folder().join("out.ndjson").exists());
+}
