@@ -16,6 +16,7 @@ Operations (`op`; other members have the defaults shown):
      "passive": false, "arguments": []}                  -> {}
     {"op": "delete_exchange", "exchange": "x"}           -> {}
     {"op": "bind_queue", "queue": "q", "exchange": "x", "routing_key": "", "arguments": []} -> {}
+    {"op": "unbind_queue", "queue": "q", "exchange": "x", "routing_key": "", "arguments": []} -> {}
     {"op": "publish", "exchange": "", "routing_key": "", "properties": {}, "body": "",
      "mandatory": true}         -> {"outcome": "ack" | "nack", "returned": null | "312 NO_ROUTE"}
     {"op": "get", "queue": "q", "max": 1, "ack": true}   -> {"messages": [MESSAGE…]}
@@ -355,6 +356,13 @@ class Connection:
         self.expect(50, 21)
         return {}
 
+    def unbind_queue(self, op):
+        names = short(op["queue"]) + short(op["exchange"]) + short(op.get("routing_key", ""))
+        arguments = write_table(op.get("arguments", []))
+        self.call(self.channel, 50, 50, b"\x00\x00" + names + arguments)
+        self.expect(50, 51)
+        return {}
+
     def publish(self, op):
         body = to_bytes(op.get("body", ""))
         names = short(op.get("exchange", "")) + short(op.get("routing_key", ""))
@@ -410,6 +418,7 @@ OPERATIONS = {
         "declare_exchange",
         "delete_exchange",
         "bind_queue",
+        "unbind_queue",
         "publish",
         "get",
     )
