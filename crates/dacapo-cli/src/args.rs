@@ -30,7 +30,8 @@ Exit status:
   5  the target refused: no such queue, no permission, wrong password, unroutable
   6  interrupted; `dacapo replay resume ID` goes on
   7  busy: another process has the index or runs this replay
-  8  unavailable: the store or the broker does not answer; try again";
+  8  unavailable: the store or the broker does not answer; try again
+  9  the input of an import is not what it should be";
 
 /// Keeps every event of a RabbitMQ platform in S3 and plays any part of it back
 #[derive(Debug, Parser)]

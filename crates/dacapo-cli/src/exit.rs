@@ -37,6 +37,8 @@ pub enum Exit {
     Busy = 7,
     /// The store or the broker does not answer.
     Unavailable = 8,
+    /// The input of an import is not what it should be.
+    Input = 9,
 }
 
 /// An error of this crate, with the status that it leads to.
@@ -127,7 +129,11 @@ fn of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<Exit> {
     if let Some(error) = cause.downcast_ref::<ImportError>() {
         return match error {
             ImportError::Archive(error) => of_archive(error),
-            _ => None,
+            ImportError::BadLine { .. }
+            | ImportError::Read { .. }
+            | ImportError::Changed { .. }
+            | ImportError::NotAnImport { .. } => Some(Exit::Input),
+            ImportError::Reject { .. } => Some(Exit::Configuration),
         };
     }
     if let Some(error) = cause.downcast_ref::<ArchiveError>() {

@@ -290,10 +290,7 @@ fn provoke(status: i32) -> Output {
     let dacapo = shop();
     match status {
         0 => dacapo.run(["events"]),
-        1 => {
-            dacapo.file("bad.ndjson", "no event\n");
-            dacapo.run(["archive", "import", "bad.ndjson"])
-        }
+        1 => dacapo.run(["plan", "--out", "no/such/folder/plan.json"]),
         2 => dacapo.run(["events", "--from", "2026-03-02", "--to", "2026-03-01"]),
         3 => dacapo.run(["--archive", "/no/such/place", "events"]),
         4 => {
@@ -317,6 +314,10 @@ fn provoke(status: i32) -> Output {
             dacapo.run(["replay", "resume", id])
         }
         8 => dacapo.run(["plan", "--to-queue", "q", "--amqp", "amqp://guest:guest@127.0.0.1:1/"]),
+        9 => {
+            dacapo.file("bad.ndjson", "no event\n");
+            dacapo.run(["archive", "import", "bad.ndjson"])
+        }
         other => panic!("exit code {other} has no test"),
     }
 }

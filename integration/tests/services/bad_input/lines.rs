@@ -20,7 +20,7 @@ fn a_line_that_is_no_event_stops_the_import_with_its_number() {
     dacapo.file("in.ndjson", with_bad_lines());
     let output = dacapo.run(["archive", "import", "in.ndjson"]);
     let words = ["line 3 of `in.ndjson`", "column 13", "oops", "correct it", "--skip-bad"];
-    check_refused(&output, 1, &words);
+    check_refused(&output, 9, &words);
 }
 
 #[test]
@@ -30,7 +30,7 @@ fn what_is_before_a_bad_line_is_kept_once_the_line_is_mended() {
     dacapo.file("in.ndjson", &bad);
     let args = ["archive", "import", "in.ndjson", "--roll-bytes", "8k", "--json"];
     let stopped = dacapo.run(args);
-    stopped.check(1);
+    stopped.check(9);
     assert!(stopped.stderr.contains("line 41"), "{stopped:?}");
     dacapo.file("in.ndjson", bad.replace("no event\n", ""));
     let again = dacapo.json(args);
@@ -90,7 +90,7 @@ fn members_of_the_wrong_kind_are_named() {
     ] {
         dacapo.file("in.ndjson", ndjson([line]));
         let output = dacapo.run(["archive", "import", "in.ndjson"]);
-        check_refused(&output, 1, words);
+        check_refused(&output, 9, words);
         assert!(output.stderr.contains("line 1 of `in.ndjson`"), "{output:?}");
     }
 }
@@ -102,7 +102,7 @@ fn bytes_that_are_not_utf8_are_a_bad_line() {
     bytes.extend(b"{\"body\":\"\xff\xfe\"}\n");
     dacapo.file("in.ndjson", bytes);
     let output = dacapo.run(["archive", "import", "in.ndjson"]);
-    check_refused(&output, 1, &["line 2 of `in.ndjson`", "not UTF-8 from byte 10"]);
+    check_refused(&output, 9, &["line 2 of `in.ndjson`", "not UTF-8 from byte 10"]);
 }
 
 #[test]
@@ -113,7 +113,7 @@ fn files_that_cannot_be_read_are_named() {
     // A compressed file that was cut.
     dacapo.file("cut.ndjson.gz", [0x1f, 0x8b, 8, 0, 0, 0]);
     let output = dacapo.run(["archive", "import", "cut.ndjson.gz"]);
-    check_refused(&output, 1, &["failed to read `cut.ndjson.gz`", "whole", "again"]);
+    check_refused(&output, 9, &["failed to read `cut.ndjson.gz`", "whole", "again"]);
     let output = dacapo.run_with_input(["archive", "import", "-"], lines(1).into_bytes());
     check_refused(&output, 2, &["standard input", "--name"]);
     dacapo.file("a.ndjson", lines(1));
