@@ -239,7 +239,8 @@ impl Replay<'_> {
         EngineError::Rejected {
             event,
             hint: format!(
-                "mend {} and go on with `dacapo replay resume {id}`",
+                "mend {} and go on with `dacapo replay resume {id}`, or leave the event out of a new \
+                 replay (`--where 'id != \"…\"'`)",
                 self.plan.request.target
             ),
             reason,

@@ -197,7 +197,7 @@ async fn ls(args: &LsArgs, settings: &Settings, output: &Output) -> anyhow::Resu
             format::table(&["STREAM", "EVENTS", "SEGMENTS", "BYTES", "FIRST", "LAST"], &stream_rows)
         }
     })?;
-    Ok(Exit::Success)
+    Ok(open::exit_of(&report))
 }
 
 async fn check(args: &VerifyArgs, settings: &Settings, output: &Output) -> anyhow::Result<Exit> {

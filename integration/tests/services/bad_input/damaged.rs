@@ -65,6 +65,7 @@ fn a_segment_whose_end_is_broken_is_named_by_every_command() {
         println!("{what}");
         check_verify(&dacapo, &segment, "");
         check_warned(&dacapo.run(["index", "sync"]), &segment);
+        check_warned(&dacapo.run(["archive", "ls"]), &segment);
         let stats = dacapo.run(["index", "sync", "--json"]);
         assert_eq!(stats.json()["complete"], false);
         // What is whole can still be looked at.
