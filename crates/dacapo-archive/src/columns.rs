@@ -9,8 +9,7 @@ use std::sync::Arc;
 
 use bytes::{Buf, Bytes};
 use dacapo_event::{Event, Message, ShortStr, Timestamp, wire};
-use parquet::column::reader::get_column_reader;
-use parquet::column::reader::{ColumnReaderImpl, get_typed_column_reader};
+use parquet::column::reader::{ColumnReaderImpl, get_column_reader, get_typed_column_reader};
 use parquet::data_type::{ByteArray, ByteArrayType, DataType, Int32Type, Int64Type};
 use parquet::errors::{ParquetError, Result};
 use parquet::file::metadata::ParquetMetaData;
@@ -160,30 +159,22 @@ pub(crate) fn fill(
         source.numbers(Column::Time, events, |event, n| event.time = Timestamp::from_micros(n))?;
     }
     if columns.has(Column::Id) {
-        source.texts(Column::Id, events, |event, text| {
-            event.id = text;
-            Ok(())
-        })?;
+        source.texts(Column::Id, events, |event, text| event.id = text)?;
     }
     if columns.has(Column::Type) {
-        source.texts(Column::Type, events, |event, text| {
-            event.kind = text;
-            Ok(())
-        })?;
+        source.texts(Column::Type, events, |event, text| event.kind = text)?;
     }
     if columns.has(Column::Key) {
         source.keys(events)?;
     }
     if columns.has(Column::Exchange) {
         source.texts(Column::Exchange, events, |event, text| {
-            event.message.exchange = short(text)?;
-            Ok(())
+            event.message.exchange = short(text);
         })?;
     }
     if columns.has(Column::RoutingKey) {
         source.texts(Column::RoutingKey, events, |event, text| {
-            event.message.routing_key = short(text)?;
-            Ok(())
+            event.message.routing_key = short(text);
         })?;
     }
     let mut encoded = Vec::new();
@@ -219,9 +210,12 @@ pub(crate) fn fill(
     Ok(())
 }
 
-fn short(text: String) -> Result<ShortStr> {
-    // The lossy text of 255 bytes may be longer; the exact bytes come with the properties.
-    ShortStr::try_from(text).or_else(|_| Ok(ShortStr::default()))
+/// Returns a text column's value for as long as its exact bytes are not known.
+///
+/// The lossy text of 255 bytes may be longer than AMQP allows; then it is left blank, and the
+/// bytes come with the properties.
+fn short(text: String) -> ShortStr {
+    ShortStr::try_from(text).unwrap_or_default()
 }
 
 /// Returns the CRC-32 (IEEE 802.3) of an event: of every column but the readable duplicates, in
@@ -313,10 +307,12 @@ impl Decoder<'_> {
         &self,
         column: Column,
         events: &mut [Event],
-        set: impl Fn(&mut Event, String) -> Result<()>,
+        set: impl Fn(&mut Event, String),
     ) -> Result<()> {
-        let values = self.required::<ByteArrayType>(column)?;
-        events.iter_mut().zip(values).try_for_each(|(event, value)| set(event, utf8(&value)?))
+        for (event, value) in events.iter_mut().zip(self.required::<ByteArrayType>(column)?) {
+            set(event, utf8(&value)?);
+        }
+        Ok(())
     }
 
     fn keys(&self, events: &mut [Event]) -> Result<()> {

@@ -89,7 +89,7 @@ impl ColumnSet {
     pub const PROPERTIES: ColumnSet = ColumnSet::of(Column::Properties);
     /// The body.
     pub const BODY: ColumnSet = ColumnSet::of(Column::Body);
-    /// The checksum over all the rest; the caller checks it with [`crate::Segment::check`].
+    /// The checksum over all the rest; only meaningful together with it.
     const CHECKSUM: ColumnSet = ColumnSet::of(Column::Checksum);
     /// Everything but the body.
     pub const ATTRIBUTES: ColumnSet = ColumnSet(
