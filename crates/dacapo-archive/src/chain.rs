@@ -4,7 +4,7 @@
 //! commits the segment that begins at its sequence; the head is mutable and says how
 //! far the stream goes, so that a lost tail shows.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use dacapo_event::{Digest, Sequence, StreamName, Timestamp};
@@ -188,6 +188,55 @@ pub async fn heads(store: &dyn Store) -> Result<Vec<Head>, ArchiveError> {
         }
     }
     Ok(heads)
+}
+
+/// Returns what the heads would say of streams that have a chain and are not among `heads`: their
+/// head was removed, or their first writer was killed before it made one. A listing for each thousand entries, and for each long chain.
+///
+/// # Errors
+/// The store fails, or the last entry of such a chain is not readable.
+pub async fn headless(store: &dyn Store, heads: &[Head]) -> Result<Vec<Head>, ArchiveError> {
+    let mut known: BTreeSet<StreamName> = heads.iter().map(|head| head.stream.clone()).collect();
+    let mut found = Vec::new();
+    let mut after: Option<ObjectKey> = None;
+    loop {
+        let page = store.list(layout::CHAIN, after.as_ref()).await?;
+        let mut last = None;
+        for object in &page.objects {
+            // Where a stream goes on past this page, the next one begins after it.
+            last = Some(object.key.clone());
+            if let Some((stream, _)) = layout::parse_chain_entry(&object.key) {
+                last = Some(layout::end_of_chain(&stream));
+                if known.insert(stream.clone()) {
+                    found.extend(head_of_chain(store, &stream).await?);
+                }
+            }
+        }
+        if !page.more || last.is_none() {
+            return Ok(found);
+        }
+        after = last;
+    }
+}
+
+/// Returns the head that the end of a chain makes, unless there is a head by now.
+async fn head_of_chain(
+    store: &dyn Store,
+    stream: &StreamName,
+) -> Result<Option<Head>, ArchiveError> {
+    let Some((_, first)) = committed(store, stream, None).await?.pop() else { return Ok(None) };
+    let Some(end) = entry(store, stream, first).await? else { return Ok(None) };
+    if head(store, stream).await?.is_some() {
+        return Ok(None);
+    }
+    Ok(Some(Head {
+        stream: stream.clone(),
+        last: end.last,
+        digest: end.digest,
+        segment: end.segment,
+        moved_at: Timestamp::EPOCH,
+        source_mark: None,
+    }))
 }
 
 /// Returns the head of a stream, or nothing if it has none yet.

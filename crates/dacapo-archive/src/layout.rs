@@ -42,6 +42,11 @@ pub fn chain_of(stream: &StreamName) -> String {
     format!("{CHAIN}{stream}/")
 }
 
+/// Returns a key that sorts after every chain entry of a stream and before the next stream's.
+pub fn end_of_chain(stream: &StreamName) -> ObjectKey {
+    key(format!("{CHAIN}{stream}/~"))
+}
+
 /// Returns the key of a stream's head.
 pub fn head(stream: &StreamName) -> ObjectKey {
     key(format!("{HEADS}{stream}.json"))

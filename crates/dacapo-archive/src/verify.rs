@@ -330,9 +330,12 @@ fn check_heads(
         }
         (Some(_), Some(_)) => {}
         (None, Some((last, _))) => {
-            report.note(
+            report.problem(
                 &key,
-                format!("is not there, its chain ends at {last}; the next writer makes it"),
+                format!(
+                    "is missing, and its chain ends at {last}: it was removed, or the first writer \
+                     was killed; the next writer of the stream makes it"
+                ),
             );
         }
         (None, None) => {}

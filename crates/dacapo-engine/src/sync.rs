@@ -23,6 +23,10 @@ const FOOTERS_AT_ONCE: usize = 8;
 /// Summaries written to the index at once.
 const BATCH_SEGMENTS: usize = 256;
 
+/// Said of a head that is not there, although its stream is.
+const HEAD_GONE: &str =
+    "it is gone, but not the segments of its stream; run `dacapo archive verify`";
+
 /// What a sync did, and what it found missing.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct SyncReport {
@@ -67,19 +71,18 @@ pub async fn sync(
     mut progress: impl FnMut(Progress),
 ) -> Result<SyncReport, EngineError> {
     let mut report = SyncReport::default();
-    let heads = chain::heads(&**store).await?;
+    let mut heads = chain::heads(&**store).await?;
+    for head in chain::headless(&**store, &heads).await? {
+        // What the stream has is indexed; that its end cannot be proven is told.
+        report.unreadable.push((layout::head(&head.stream).to_string(), HEAD_GONE.to_owned()));
+        heads.push(head);
+    }
     let mut known: BTreeMap<StreamName, SegmentSummary> = BTreeMap::new();
     for stream in index.streams()? {
         let in_archive = heads.iter().any(|head| head.stream == stream.stream);
         let first = layout::parse_segment(&stream.last_key).map_or(0, |(_, first)| first);
         match index.segment(&stream.stream, first)? {
             Some(last) if in_archive => drop(known.insert(stream.stream, last)),
-            Some(last) if still_committed(&**store, &last).await? => {
-                let head = layout::head(&stream.stream).to_string();
-                let why =
-                    "it is gone, but not the segments of its stream; run `dacapo archive verify`";
-                report.unreadable.push((head, why.to_owned()));
-            }
             _ => {
                 index.remove_stream(&stream.stream)?;
                 report.restarted += 1;

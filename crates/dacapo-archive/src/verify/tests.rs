@@ -147,3 +147,11 @@ async fn unreadable_small_objects_are_named() {
     check(&found, &entry, "EOF");
     check(&found, &head, "expected");
 }
+
+#[tokio::test]
+async fn a_head_that_is_gone_is_named() {
+    let store = archive(2).await;
+    let head = keys(&store, "heads/").await.remove(0);
+    store.delete(&head).await.unwrap();
+    check(&problems(&store, &[]).await, &head, "is missing, and its chain ends at 4");
+}

@@ -48,10 +48,10 @@ async fn an_empty_index_gets_everything_and_then_only_what_is_new() {
     assert!(report.is_complete());
     assert_eq!(indexed(&index), archive.summaries);
 
-    // Nothing new: a listing of heads, and the heads.
+    // Nothing new: a listing of heads, the heads, and a listing that shows that none is gone.
     let (report, read) = synced(&archive.store, &index).await;
     assert_eq!(report, SyncReport::default());
-    assert!(read.requests <= 3, "{read:?}");
+    assert!(read.requests <= 4, "{read:?}");
 
     let key = archive.append("s0", events(2)).await;
     let (report, read) = synced(&archive.store, &index).await;
@@ -59,7 +59,7 @@ async fn an_empty_index_gets_everything_and_then_only_what_is_new() {
     assert_eq!(indexed(&index), archive.summaries);
     // On top of that: the chain entry of what is known, two listings, one footer.
     let size = archive.summaries.iter().find(|summary| summary.key == key).unwrap().size;
-    assert!(read.requests <= 3 + 4, "{read:?}");
+    assert!(read.requests <= 4 + 4, "{read:?}");
     assert!(read.bytes < size + 3_000, "{read:?}");
 }
 
@@ -217,4 +217,16 @@ proptest! {
             assert_eq!(anew.streams().unwrap(), kept.streams().unwrap());
         });
     }
+}
+
+#[tokio::test]
+async fn a_stream_whose_head_is_gone_is_indexed_and_told() {
+    let archive = Archive::of(vec![events(6), events(4)], 2).await;
+    let head = layout::head(&"s0".parse().unwrap());
+    archive.store.delete(&head).await.unwrap();
+    let (_dir, index) = index();
+    let (report, _) = synced(&archive.store, &index).await;
+    assert_eq!(indexed(&index), archive.summaries);
+    assert!(!report.is_complete());
+    assert_eq!(report.unreadable, [(head.to_string(), HEAD_GONE.to_owned())]);
 }
