@@ -215,7 +215,8 @@ pub struct ReplayArgs {
     /// receipt are exact, too
     #[arg(long)]
     pub exact: bool,
-    /// Replay what there is of an archive that lacks segments or has damaged ones
+    /// Replay what there is of an archive that lacks segments, or has some without a readable end;
+    /// damaged rows stop a replay all the same
     #[arg(long)]
     pub accept_gaps: bool,
     #[command(flatten)]

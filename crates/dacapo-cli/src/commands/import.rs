@@ -1,7 +1,7 @@
 //! `dacapo archive import`: files of JSON events, each a stream of its own.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -19,6 +19,9 @@ use crate::open::{self, Access};
 use crate::output::Output;
 use crate::progress::Steps;
 use crate::settings::Settings;
+
+/// Enough of a reject file's first line to know it by; its line number and problem come first.
+const REJECT_LINE_BYTES_MAX: u64 = 64 * 1024;
 
 /// Endings that are not part of a stream's name.
 const ENDINGS: [&str; 7] = [".gz", ".zst", ".zstd", ".ndjson", ".jsonl", ".json", ".txt"];
@@ -71,6 +74,7 @@ async fn import_one(
     let bad_lines = match args.skip_bad {
         false => BadLines::Stop,
         true => {
+            refuse_foreign(&rejects)?;
             let file = File::create(&rejects)
                 .with_context(|| format!("failed to write `{}`", rejects.display()))?;
             BadLines::Keep(Box::new(file))
@@ -187,6 +191,26 @@ fn stream_name(path: &Path, given: Option<&StreamName>) -> anyhow::Result<Stream
         name.truncate(name.len() - ending.len());
     }
     Ok(StreamName::nearest(&format!("import-{name}")))
+}
+
+/// Refuses to write rejected lines over a file that is not the reject file of an earlier run: it may
+/// be somebody's, or the input itself.
+fn refuse_foreign(rejects: &Path) -> anyhow::Result<()> {
+    let Ok(file) = File::open(rejects) else { return Ok(()) };
+    let mut first = String::new();
+    let read = BufReader::new(file.take(REJECT_LINE_BYTES_MAX)).read_line(&mut first);
+    let ours = |line: &str| line.starts_with("{\"line\":") && line.contains("\"problem\":");
+    match read {
+        Ok(0) => Ok(()),
+        Ok(_) if ours(&first) => Ok(()),
+        _ => {
+            let problem = format!(
+                "`{}` is there and is no reject file of an earlier import; name another (--rejects FILE)",
+                rejects.display()
+            );
+            Err(Failure::usage(problem).into())
+        }
+    }
 }
 
 fn default_rejects(path: &Path) -> PathBuf {

@@ -52,7 +52,14 @@ pub fn request(
     Selection::compile(selection.clone())?;
     Ok(Request {
         selection,
-        target: target.target().unwrap_or(Target::File { path: "-".into() }),
+        target: match target.target() {
+            // A replay may be resumed from another directory.
+            Some(Target::File { path }) if path != Path::new("-") => {
+                Target::File { path: std::path::absolute(path)? }
+            }
+            Some(target) => target,
+            None => Target::File { path: "-".into() },
+        },
         pace: pace.pace(),
         window: pace.window,
         priority: target.priority(),

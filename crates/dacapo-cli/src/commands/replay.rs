@@ -112,7 +112,11 @@ async fn resume(
     let signals = Signals::take()?;
     let locked = state.lock(id)?;
     let plan = state.plan(&locked.id)?;
-    let phase = Journal::read(&state.journal_path(&locked.id))?.phase;
+    let standing = Journal::read(&state.journal_path(&locked.id))?;
+    let phase = standing.phase;
+    if phase.is_resumable() {
+        target::refuse_shortened(&plan.request.target, standing.counts.confirmed)?;
+    }
     let store = open::store(settings, Access::Read).await?;
     let connect = target::connect(&plan.request.target, &locked.id, Existing::Continue, settings)?;
     // What another terminal asked of the run before is over.

@@ -1,5 +1,7 @@
 //! From a target that was named to one that can be asked and opened.
 
+use std::fs::File;
+use std::io::{BufRead, BufReader};
 use std::path::Path;
 
 use dacapo_amqp::{AmqpConnect, AmqpTarget, Via};
@@ -102,11 +104,16 @@ pub fn writes_to_stdout(target: &Target) -> bool {
 pub fn refuse_unfit(target: &Target, facts: &TargetFacts) -> anyhow::Result<()> {
     if let Target::File { path } = target
         && !is_stdout(path)
-        && path.exists()
     {
-        let problem =
-            format!("file `{}` is there already; move it away or name another", path.display());
-        return Err(Failure::refused(problem).into());
+        let shown = path.display();
+        if path.symlink_metadata().is_ok() {
+            let problem = format!("file `{shown}` is there already; move it away or name another");
+            return Err(Failure::refused(problem).into());
+        }
+        if !path.parent().is_some_and(Path::is_dir) {
+            let problem = format!("there is no directory to put `{shown}` into; make it first");
+            return Err(Failure::refused(problem).into());
+        }
     }
     if target.is_bus() && facts.exists == Some(false) {
         let problem = format!(
@@ -116,6 +123,44 @@ pub fn refuse_unfit(target: &Target, facts: &TargetFacts) -> anyhow::Result<()> 
         return Err(Failure::refused(problem).into());
     }
     Ok(())
+}
+
+/// Refuses to go on writing to a file that is not what the replay has written so far: what is
+/// missing from it would be counted as confirmed.
+pub fn refuse_shortened(target: &Target, confirmed: u64) -> anyhow::Result<()> {
+    let Target::File { path } = target else { return Ok(()) };
+    if is_stdout(path) || confirmed == 0 {
+        return Ok(());
+    }
+    let lines = match File::open(path) {
+        Ok(file) => lines_of(file).map_err(|error| {
+            Failure::configuration(format!("failed to read `{}`: {error}", path.display()))
+        })?,
+        Err(_) => 0,
+    };
+    if lines < confirmed {
+        let problem = format!(
+            "`{}` has {lines} of the {confirmed} events that were written to it; put it back, or begin \
+             a new replay",
+            path.display()
+        );
+        return Err(Failure::refused(problem).into());
+    }
+    Ok(())
+}
+
+fn lines_of(file: File) -> std::io::Result<u64> {
+    let mut reader = BufReader::new(file);
+    let mut lines = 0;
+    loop {
+        let buffer = reader.fill_buf()?;
+        if buffer.is_empty() {
+            return Ok(lines);
+        }
+        lines += buffer.iter().filter(|byte| **byte == b'\n').count() as u64;
+        let length = buffer.len();
+        reader.consume(length);
+    }
 }
 
 fn amqp_target(target: &Target, id: Option<&ReplayId>) -> AmqpTarget {
