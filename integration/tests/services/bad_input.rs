@@ -3,6 +3,7 @@
 
 mod archives;
 mod damaged;
+mod files;
 mod lines;
 mod odd_events;
 mod plans;

@@ -112,7 +112,7 @@ pub fn refuse_unfit(target: &Target, facts: &TargetFacts) -> anyhow::Result<()> 
         }
         if !path.parent().is_some_and(Path::is_dir) {
             let problem = format!("there is no directory to put `{shown}` into; make it first");
-            return Err(Failure::refused(problem).into());
+            return Err(Failure::configuration(problem).into());
         }
     }
     if target.is_bus() && facts.exists == Some(false) {
