@@ -191,7 +191,8 @@ pub async fn heads(store: &dyn Store) -> Result<Vec<Head>, ArchiveError> {
 }
 
 /// Returns what the heads would say of streams that have a chain and are not among `heads`: their
-/// head was removed, or their first writer was killed before it made one. A listing for each thousand entries, and for each long chain.
+/// head was removed, or their first writer was killed before it made one. One listing for short
+/// chains together, one more for each long chain.
 ///
 /// # Errors
 /// The store fails, or the last entry of such a chain is not readable.
