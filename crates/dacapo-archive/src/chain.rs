@@ -58,7 +58,7 @@ struct ChainEntryJson {
     previous: Option<String>,
 }
 
-#[derive(Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize)]
 struct HeadJson {
     format: u32,
     stream: String,
@@ -68,6 +68,17 @@ struct HeadJson {
     moved_at: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     source_mark: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    checksum: Option<String>,
+}
+
+impl HeadJson {
+    /// Returns the CRC-32 of the object without its checksum: unlike an entry, a head says things
+    /// that nothing else can confirm.
+    fn computed_checksum(&self) -> String {
+        let without = HeadJson { checksum: None, ..self.clone() };
+        format!("{:08x}", crc32fast::hash(&to_json(&without)))
+    }
 }
 
 /// Version of the JSON objects; they change less often than the segment format.
@@ -98,6 +109,17 @@ impl ChainEntry {
         })
     }
 
+    /// Returns the entry that these bytes are, if they are the very bytes that a writer puts.
+    ///
+    /// # Errors
+    /// They are not an entry, or one of a newer format, or were changed without changing what
+    /// they mean.
+    pub(crate) fn from_exact_bytes(key: &ObjectKey, bytes: &[u8]) -> Result<Self, ArchiveError> {
+        let entry = Self::from_bytes(key, bytes)?;
+        check_exact(key, bytes, &from_json::<ChainEntryJson>(key, bytes)?)?;
+        Ok(entry)
+    }
+
     fn from_bytes(key: &ObjectKey, bytes: &[u8]) -> Result<Self, ArchiveError> {
         let json: ChainEntryJson = from_json(key, bytes)?;
         let unreadable =
@@ -121,7 +143,7 @@ impl ChainEntry {
 impl Head {
     /// Returns the head as the object that it is kept in.
     pub fn to_bytes(&self) -> Bytes {
-        to_json(&HeadJson {
+        let mut json = HeadJson {
             format: JSON_FORMAT,
             stream: self.stream.to_string(),
             last_sequence: self.last,
@@ -129,18 +151,35 @@ impl Head {
             segment: self.segment.to_string(),
             moved_at: self.moved_at.to_string(),
             source_mark: self.source_mark.map(|digest| digest.to_string()),
-        })
+            checksum: None,
+        };
+        json.checksum = Some(json.computed_checksum());
+        to_json(&json)
+    }
+
+    /// Returns the head that these bytes are, if they are the very bytes that a writer puts.
+    ///
+    /// # Errors
+    /// As [`Head::from_bytes`], or they were changed without changing what they mean.
+    pub(crate) fn from_exact_bytes(key: &ObjectKey, bytes: &[u8]) -> Result<Self, ArchiveError> {
+        let head = Self::from_bytes(key, bytes)?;
+        check_exact(key, bytes, &from_json::<HeadJson>(key, bytes)?)?;
+        Ok(head)
     }
 
     /// Returns the head that these bytes of the object `key` are.
     ///
     /// # Errors
-    /// They are not a head, or one of a newer format.
+    /// They are not a head, or one of a newer format, or not what its checksum says.
     pub fn from_bytes(key: &ObjectKey, bytes: &[u8]) -> Result<Self, ArchiveError> {
         let json: HeadJson = from_json(key, bytes)?;
         let unreadable =
             |what: &str| ArchiveError::damaged(key, format!("its `{what}` is not readable"));
         check_format(key, json.format)?;
+        // Heads of before there were checksums have none.
+        if json.checksum.as_ref().is_some_and(|checksum| *checksum != json.computed_checksum()) {
+            return Err(ArchiveError::damaged(key, "its checksum does not agree with it"));
+        }
         Ok(Head {
             stream: json.stream.parse().map_err(|_| unreadable("stream"))?,
             last: json.last_sequence,
@@ -164,7 +203,20 @@ fn from_json<T: DeserializeOwned>(key: &ObjectKey, bytes: &[u8]) -> Result<T, Ar
     serde_json::from_slice(bytes).map_err(|error| ArchiveError::damaged(key, error))
 }
 
+fn check_exact(key: &ObjectKey, bytes: &[u8], json: &impl Serialize) -> Result<(), ArchiveError> {
+    if to_json(json) == bytes {
+        return Ok(());
+    }
+    Err(ArchiveError::damaged(
+        key,
+        "its bytes are not those that were written, though they mean the same",
+    ))
+}
+
 fn check_format(key: &ObjectKey, version: u32) -> Result<(), ArchiveError> {
+    if version == 0 {
+        return Err(ArchiveError::damaged(key, "its `format` is 0, which no version has"));
+    }
     if version > JSON_FORMAT {
         return Err(ArchiveError::NewerFormat {
             key: key.to_string(),
@@ -268,7 +320,10 @@ pub async fn entry(
     }
 }
 
-async fn get_if_there(store: &dyn Store, key: &ObjectKey) -> Result<Option<Bytes>, ArchiveError> {
+pub(crate) async fn get_if_there(
+    store: &dyn Store,
+    key: &ObjectKey,
+) -> Result<Option<Bytes>, ArchiveError> {
     match store.get(key, ByteRange::Full).await {
         Ok(bytes) => Ok(Some(bytes)),
         Err(StoreError::NotFound { .. }) => Ok(None),

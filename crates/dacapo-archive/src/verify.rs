@@ -43,6 +43,8 @@ pub struct Finding {
     pub key: String,
     /// What is wrong with it.
     pub problem: String,
+    /// The first and last sequence that it concerns, where that is known.
+    pub sequences: Option<(Sequence, Sequence)>,
 }
 
 /// How far a verification has come.
@@ -90,7 +92,8 @@ pub async fn verify(
     }
     for head in expected {
         if !inventory.streams().contains(&head.stream) {
-            report.problem(layout::head(&head.stream), format!("stream `{}` is gone", head.stream));
+            let gone = format!("stream `{}` is gone", head.stream);
+            report.problem(layout::head(&head.stream), Some((1, head.last)), gone);
         }
     }
     report.heads = inventory.heads.into_values().collect();
@@ -98,18 +101,35 @@ pub async fn verify(
 }
 
 impl Report {
-    fn problem(&mut self, key: impl ToString, problem: impl ToString) {
-        self.problems.push(Finding { key: key.to_string(), problem: problem.to_string() });
+    fn problem(
+        &mut self,
+        key: impl ToString,
+        sequences: Option<(Sequence, Sequence)>,
+        problem: impl ToString,
+    ) {
+        self.problems.push(Finding::of(key, sequences, problem));
     }
 
     fn note(&mut self, key: impl ToString, problem: impl ToString) {
-        self.notes.push(Finding { key: key.to_string(), problem: problem.to_string() });
+        self.notes.push(Finding::of(key, None, problem));
+    }
+}
+
+impl Finding {
+    fn of(
+        key: impl ToString,
+        sequences: Option<(Sequence, Sequence)>,
+        problem: impl ToString,
+    ) -> Self {
+        Finding { key: key.to_string(), problem: problem.to_string(), sequences }
     }
 }
 
 /// All that the archive's prefix lists.
 struct Inventory {
     heads: BTreeMap<StreamName, Head>,
+    /// Streams whose head is there and was found to be damaged.
+    damaged_heads: BTreeSet<StreamName>,
     entries: BTreeMap<StreamName, Vec<(ObjectKey, Sequence)>>,
     segments: BTreeMap<StreamName, Vec<ObjectMeta>>,
 }
@@ -118,6 +138,7 @@ impl Inventory {
     async fn take(store: &dyn Store, report: &mut Report) -> Result<Self, ArchiveError> {
         let mut inventory = Inventory {
             heads: BTreeMap::new(),
+            damaged_heads: BTreeSet::new(),
             entries: BTreeMap::new(),
             segments: BTreeMap::new(),
         };
@@ -127,13 +148,16 @@ impl Inventory {
                 continue;
             };
             let bytes = store.get(&object.key, ByteRange::Full).await?;
-            match Head::from_bytes(&object.key, &bytes) {
-                Ok(head) if head.stream == stream => drop(inventory.heads.insert(stream, head)),
-                Ok(head) => {
-                    report.problem(&object.key, format!("is the head of `{}`", head.stream));
+            let problem = match Head::from_exact_bytes(&object.key, &bytes) {
+                Ok(head) if head.stream == stream => {
+                    inventory.heads.insert(stream, head);
+                    continue;
                 }
-                Err(error) => report.problem(&object.key, problem_of(&error)),
-            }
+                Ok(head) => format!("is the head of `{}`", head.stream),
+                Err(error) => problem_of(&error),
+            };
+            report.problem(&object.key, None, problem);
+            inventory.damaged_heads.insert(stream);
         }
         for object in chain::list_all(store, layout::CHAIN, None).await? {
             match layout::parse_chain_entry(&object.key) {
@@ -153,8 +177,8 @@ impl Inventory {
     }
 
     fn streams(&self) -> BTreeSet<StreamName> {
-        let names = self.heads.keys().chain(self.entries.keys()).chain(self.segments.keys());
-        names.cloned().collect()
+        let names = self.heads.keys().chain(&self.damaged_heads);
+        names.chain(self.entries.keys()).chain(self.segments.keys()).cloned().collect()
     }
 }
 
@@ -170,39 +194,67 @@ async fn check_stream(
     let segments = inventory.segments.get(name).map_or(&[][..], Vec::as_slice);
     let sizes: BTreeMap<&ObjectKey, u64> = segments.iter().map(|o| (&o.key, o.size)).collect();
 
+    let head = inventory.heads.get(name);
     let mut committed = BTreeSet::new();
-    let mut end: Option<ChainEntry> = None;
+    let mut end = End::Start;
     let mut passed: Vec<(Sequence, Digest)> = Vec::new();
-    let mut reads = stream::iter(entries)
-        .map(|(key, first)| read_entry(store, name, key, *first, &sizes))
+    // How far an entry goes that cannot be read: to the next one, or to where the head says.
+    let until = |at: usize| match entries.get(at + 1) {
+        Some((_, next)) => Some(next.saturating_sub(1)),
+        None => head.map(|head| head.last),
+    };
+    let mut reads = stream::iter(entries.iter().enumerate())
+        .map(|(at, (key, first))| read_entry(store, name, key, (*first, until(at)), &sizes))
         .buffered(SEGMENTS_AT_ONCE);
     while let Some(read) = reads.next().await {
         let (key, entry, findings) = read?;
-        findings.into_iter().for_each(|finding| report.problems.push(finding));
+        report.problems.extend(findings);
         let Some(entry) = entry else {
-            report.problem(key, "the chain cannot be followed past this entry");
-            end = None;
+            end = End::Unknown;
             continue;
         };
-        check_link(end.as_ref(), &entry, passed.is_empty(), report);
+        check_link(name, &end, key, &entry, report);
+        if head.is_some_and(|head| head.last == entry.last && head.segment != entry.segment) {
+            let problem = format!("names another segment than {key} does");
+            report.problem(layout::head(name), None, problem);
+        }
         report.segments += 1;
-        report.events += entry.last.saturating_sub(entry.first) + 1;
+        report.events = report.events.saturating_add(entry.last - entry.first).saturating_add(1);
         report.bytes += entry.size;
         checked(entry.size);
         committed.insert(entry.segment.clone());
         passed.push((entry.last, entry.digest));
-        end = Some(entry);
+        end = End::At(entry);
     }
     drop(reads);
 
+    let last = passed.iter().map(|(last, _)| *last).max().unwrap_or(0);
     for object in segments.iter().filter(|object| !committed.contains(&object.key)) {
-        report.note(
-            &object.key,
-            "was put but never committed (its writer was stopped or overtaken); its events were delivered again",
-        );
+        // A writer puts no segment before the one before it is committed.
+        match layout::parse_segment(&object.key) {
+            Some((_, first)) if first > last.saturating_add(1) => report.problem(
+                &object.key,
+                None,
+                format!("begins at {first}, but the chain ends at {last}: chain entries are gone"),
+            ),
+            _ => report.note(
+                &object.key,
+                "was put but never committed (its writer was stopped or overtaken); its events were delivered again",
+            ),
+        }
     }
-    check_heads(inventory.heads.get(name), name, &passed, expected, report);
+    check_heads(inventory, name, &passed, expected, report);
     Ok(())
+}
+
+/// Where the chain has come to.
+enum End {
+    /// Nothing was read yet.
+    Start,
+    /// This entry.
+    At(ChainEntry),
+    /// The last entry was not readable.
+    Unknown,
 }
 
 type EntryRead<'a> = (&'a ObjectKey, Option<ChainEntry>, Vec<Finding>);
@@ -212,46 +264,46 @@ async fn read_entry<'a>(
     store: &Arc<dyn Store>,
     stream: &StreamName,
     key: &'a ObjectKey,
-    first: Sequence,
+    (first, until): (Sequence, Option<Sequence>),
     sizes: &BTreeMap<&ObjectKey, u64>,
 ) -> Result<EntryRead<'a>, ArchiveError> {
-    let mut findings = Vec::new();
-    let mut found = |key: &ObjectKey, problem: String| {
-        findings.push(Finding { key: key.to_string(), problem });
+    let unreadable = |problem: String| {
+        let problem = format!("{problem}; the chain cannot be followed past it");
+        let sequences = until.filter(|until| *until >= first).map(|until| (first, until));
+        Ok((key, None, vec![Finding::of(key, sequences, problem)]))
     };
-    let entry = match chain::entry(&**store, stream, first).await {
-        Ok(Some(entry)) if entry.first == first && entry.last >= first => entry,
-        Ok(Some(entry)) => {
-            found(key, format!("is the entry of sequences {} to {}", entry.first, entry.last));
-            return Ok((key, None, findings));
-        }
-        Ok(None) => {
-            found(key, "disappeared while it was read".to_owned());
-            return Ok((key, None, findings));
-        }
-        Err(ArchiveError::Store(error)) => return Err(error.into()),
-        Err(error) => {
-            found(key, problem_of(&error));
-            return Ok((key, None, findings));
-        }
+    let Some(bytes) = chain::get_if_there(&**store, key).await? else {
+        return unreadable("disappeared while it was read".to_owned());
     };
-    match sizes.get(&entry.segment) {
-        None => found(&entry.segment, "is missing".to_owned()),
+    let entry = match ChainEntry::from_exact_bytes(key, &bytes) {
+        Ok(entry) if entry.first == first && entry.last >= first => entry,
+        Ok(entry) => {
+            let other = format!("is the entry of sequences {} to {}", entry.first, entry.last);
+            return unreadable(other);
+        }
+        Err(error) => return unreadable(problem_of(&error)),
+    };
+    let problem = match sizes.get(&entry.segment) {
+        None => Some("is missing".to_owned()),
         Some(size) if *size != entry.size => {
-            found(&entry.segment, format!("has {size} bytes, was written with {}", entry.size));
+            Some(format!("has {size} bytes, was written with {}", entry.size))
         }
-        Some(_) => {
-            if let Some(problem) = check_segment(store, &entry).await? {
-                found(&entry.segment, problem);
-            }
-        }
-    }
+        Some(_) => check_segment(store, stream, &entry).await?,
+    };
+    let sequences = Some((entry.first, entry.last));
+    let named = |problem| {
+        // An entry that was changed may name a segment that never was: say which one names it.
+        let problem = format!("{problem} (its chain entry is {key})");
+        Finding::of(&entry.segment, sequences, problem)
+    };
+    let findings = problem.map(named).into_iter().collect();
     Ok((key, Some(entry), findings))
 }
 
 /// Returns what is wrong with a segment that has the right size.
 async fn check_segment(
     store: &Arc<dyn Store>,
+    stream: &StreamName,
     entry: &ChainEntry,
 ) -> Result<Option<String>, ArchiveError> {
     let bytes = match store.get(&entry.segment, ByteRange::Full).await {
@@ -270,7 +322,10 @@ async fn check_segment(
     match Segment::open(Arc::clone(store), &entry.segment, Some(entry.size)).await {
         Ok(segment) => {
             let summary = segment.summary();
-            let same = ChainEntry::of(summary) == *entry;
+            let place = layout::parse_segment(&entry.segment);
+            let same = ChainEntry::of(summary) == *entry
+                && summary.stream == *stream
+                && place == Some((stream.clone(), entry.first));
             Ok((!same).then(|| "its footer and its chain entry contradict each other".to_owned()))
         }
         Err(ArchiveError::Store(error)) => Err(error.into()),
@@ -279,66 +334,70 @@ async fn check_segment(
 }
 
 fn check_link(
-    before: Option<&ChainEntry>,
+    stream: &StreamName,
+    end: &End,
+    key: &ObjectKey,
     entry: &ChainEntry,
-    at_start: bool,
     report: &mut Report,
 ) {
-    let expected = before.map_or(1, |before| before.last + 1);
-    if (before.is_some() || at_start) && entry.first != expected {
-        let missing = format!("sequences {expected} to {} before it are missing", entry.first - 1);
-        report.problem(&entry.segment, missing);
-    } else if before.is_some_and(|before| entry.previous != Some(before.digest)) {
-        report.problem(
-            &entry.segment,
-            "does not continue the segment before it (the chain is broken)",
+    let (expected, digest) = match end {
+        End::Start => (1, None),
+        End::At(before) => (before.last.saturating_add(1), Some(before.digest)),
+        End::Unknown => return,
+    };
+    if entry.first > expected {
+        let missing = (expected, entry.first - 1);
+        report.problem(layout::chain_entry(stream, expected), Some(missing), "is missing");
+    } else if entry.first < expected {
+        let problem = format!("begins before the segment before it ends, at {}", expected - 1);
+        report.problem(key, Some((entry.first, entry.last)), problem);
+    } else if entry.previous != digest {
+        let problem = format!(
+            "does not continue the segment before it (the chain is broken; its chain entry is {key})"
         );
+        report.problem(&entry.segment, Some((entry.first, entry.last)), problem);
     }
 }
 
 fn check_heads(
-    head: Option<&Head>,
+    inventory: &Inventory,
     stream: &StreamName,
     passed: &[(Sequence, Digest)],
     expected: &[Head],
     report: &mut Report,
 ) {
     let key = layout::head(stream);
-    match (head, passed.last()) {
-        (Some(head), None) => {
-            report
-                .problem(&key, format!("says sequence {}, but the stream has no chain", head.last));
-        }
-        (Some(head), Some((last, _))) if head.last > *last => {
+    let end = passed.iter().map(|(last, _)| *last).max().unwrap_or(0);
+    match inventory.heads.get(stream) {
+        Some(head) if head.last > end => {
             let lost = format!(
-                "says sequence {}, but the chain ends at {last}: the tail is gone",
+                "says sequence {}, but the chain ends at {end}: the tail is gone",
                 head.last
             );
-            report.problem(&key, lost);
+            report.problem(&key, Some((end.saturating_add(1), head.last)), lost);
         }
-        (Some(head), Some(_)) if !passed.contains(&(head.last, head.digest)) => {
-            report.problem(
-                &key,
-                format!("names a segment ending at {} that is not in the chain", head.last),
-            );
+        Some(head) if !passed.contains(&(head.last, head.digest)) => {
+            let problem =
+                format!("names a segment ending at {} that is not in the chain", head.last);
+            report.problem(&key, None, problem);
         }
-        (Some(head), Some((last, _))) if head.last < *last => {
+        Some(head) if head.last < end => {
             report.note(
                 &key,
-                format!("is behind its chain ({} of {last}); the next writer moves it", head.last),
+                format!("is behind its chain ({} of {end}); the next writer moves it", head.last),
             );
         }
-        (Some(_), Some(_)) => {}
-        (None, Some((last, _))) => {
+        None if end > 0 && !inventory.damaged_heads.contains(stream) => {
             report.problem(
                 &key,
+                None,
                 format!(
-                    "is missing, and its chain ends at {last}: it was removed, or the first writer \
+                    "is missing, and its chain ends at {end}: it was removed, or the first writer \
                      was killed; the next writer of the stream makes it"
                 ),
             );
         }
-        (None, None) => {}
+        Some(_) | None => {}
     }
     for kept in expected.iter().filter(|kept| kept.stream == *stream) {
         if !passed.contains(&(kept.last, kept.digest)) {
@@ -347,7 +406,8 @@ fn check_heads(
                  the stream was rolled back or rewritten",
                 kept.last, kept.digest
             );
-            report.problem(&key, rolled_back);
+            let beyond = (kept.last > end).then_some((end.saturating_add(1), kept.last));
+            report.problem(&key, beyond, rolled_back);
         }
     }
 }

@@ -44,8 +44,10 @@ impl FromStr for Digest {
     type Err = ParseError;
 
     fn from_str(text: &str) -> Result<Self, ParseError> {
-        let refused = || ParseError::new(text, "a SHA-256 digest (64 hexadecimal digits)");
-        if text.len() != 64 || !text.is_ascii() {
+        let refused =
+            || ParseError::new(text, "a SHA-256 digest (64 lower-case hexadecimal digits)");
+        // One digest has one text, so that a changed letter case is a changed digest.
+        if text.len() != 64 || !text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
             return Err(refused());
         }
         let mut bytes = [0; 32];

@@ -6,6 +6,8 @@ use super::*;
 use crate::store::memory::MemoryStore;
 use crate::{SegmentBuilder, StreamWriter};
 
+mod damage;
+
 fn clock() -> Timestamp {
     Timestamp::from_secs(1_800_000_000)
 }
@@ -18,7 +20,11 @@ async fn archive(segments: u64) -> Arc<dyn Store> {
 }
 
 async fn extend(store: &Arc<dyn Store>, segments: u64) {
-    let name: StreamName = "shop".parse().unwrap();
+    extend_stream(store, "shop", segments, "body").await;
+}
+
+async fn extend_stream(store: &Arc<dyn Store>, name: &str, segments: u64, note: &str) {
+    let name: StreamName = name.parse().unwrap();
     let mut writer = StreamWriter::open(Arc::clone(store), name.clone(), clock).await.unwrap();
     for _ in 0..segments {
         let mut builder = SegmentBuilder::new(name.clone(), writer.next());
@@ -31,7 +37,10 @@ async fn extend(store: &Arc<dyn Store>, segments: u64) {
                 id: format!("e{sequence}"),
                 kind: "t".to_owned(),
                 key: None,
-                message: Message { body: format!("body {sequence}").into(), ..Message::default() },
+                message: Message {
+                    body: format!("{note} {sequence}").into(),
+                    ..Message::default()
+                },
             };
             builder.push(event).unwrap();
         }
@@ -106,9 +115,12 @@ async fn two_segments_swapped_are_both_named() {
 #[tokio::test]
 async fn a_gap_in_the_chain_is_named_with_its_sequences() {
     let store = archive(4).await;
-    store.delete(&keys(&store, "chain/").await[1]).await.unwrap();
-    let segments = keys(&store, "segments/").await;
-    check(&problems(&store, &[]).await, &segments[2], "sequences 3 to 4 before it are missing");
+    let entry = keys(&store, "chain/").await.remove(1);
+    store.delete(&entry).await.unwrap();
+    let report = verify(Arc::clone(&store), &[], |_| {}).await.unwrap();
+    let [missing] = report.problems.as_slice() else { panic!("{:#?}", report.problems) };
+    assert_eq!(missing.key, entry.as_str());
+    assert_eq!((missing.problem.as_str(), missing.sequences), ("is missing", Some((3, 4))));
 }
 
 #[tokio::test]

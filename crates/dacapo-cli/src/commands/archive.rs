@@ -213,7 +213,14 @@ async fn check(args: &VerifyArgs, settings: &Settings, output: &Output) -> anyho
     .await?;
     steps.finish();
     let findings = |findings: &[dacapo_archive::verify::Finding]| -> Vec<Value> {
-        let json = |finding: &dacapo_archive::verify::Finding| json!({ "segment": finding.key, "problem": finding.problem });
+        let json = |finding: &dacapo_archive::verify::Finding| {
+            json!({
+                "segment": finding.key,
+                "problem": finding.problem,
+                "first_sequence": finding.sequences.map(|(first, _)| first),
+                "last_sequence": finding.sequences.map(|(_, last)| last),
+            })
+        };
         findings.iter().map(json).collect()
     };
     if report.streams == 0 && report.problems.is_empty() {
@@ -242,7 +249,10 @@ async fn check(args: &VerifyArgs, settings: &Settings, output: &Output) -> anyho
             text += &format!("note     {}: {}\n", finding.key, finding.problem);
         }
         for finding in &report.problems {
-            text += &format!("DAMAGED  {}: {}\n", finding.key, finding.problem);
+            let sequences = finding
+                .sequences
+                .map_or(String::new(), |(first, last)| format!(", sequences {first} to {last}"));
+            text += &format!("DAMAGED  {}: {}{sequences}\n", finding.key, finding.problem);
         }
         let verdict = match report.problems.len() {
             0 => "sound".to_owned(),
