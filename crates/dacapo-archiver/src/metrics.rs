@@ -25,6 +25,8 @@ pub struct Metrics {
     parked: Family<[(&'static str, String); 1], Counter>,
     skipped: Counter,
     failed_puts: Counter,
+    fenced: Counter,
+    store_up: Gauge,
     connected: Gauge,
     active: Gauge,
     last_put: Gauge<f64, AtomicU64>,
@@ -58,6 +60,11 @@ struct Shared {
     durable_until: AtomicI64,
 }
 
+/// Why messages are parked, as far as is known before one was: a series that begins with its first
+/// event shows Prometheus no increase. RabbitMQ's reasons, then ours ([`Parked`]).
+const PARKED_REASONS: [&str; 6] =
+    ["expired", "rejected", "maxlen", "delivery_limit", "unreadable", "published"];
+
 const NOT_YET: &str = "not connected to the bus yet";
 
 const LAG_HELP: &str = "How old the newest loss would be if the broker were lost now: 0 while the queue is \
@@ -84,12 +91,19 @@ impl Metrics {
             parked: Family::default(),
             skipped: Counter::default(),
             failed_puts: Counter::default(),
+            fenced: Counter::default(),
+            store_up: Gauge::default(),
             connected,
             active: Gauge::default(),
             last_put: Gauge::default(),
             shared,
             troubles: Mutex::new(Troubles { bus: Some(NOT_YET.to_owned()), store: None }),
         };
+        // The command has used the store before it archives; a failure shows with the first put.
+        metrics.store_up.set(1);
+        for reason in PARKED_REASONS {
+            drop(metrics.parked.get_or_create(&[("reason", reason.to_owned())]));
+        }
         registry.register("events", "Events made durable", metrics.events.clone());
         registry.register(
             "body_bytes",
@@ -116,6 +130,16 @@ impl Metrics {
             "failed_puts",
             "Attempts to put or commit a segment that failed and were made again",
             metrics.failed_puts.clone(),
+        );
+        registry.register(
+            "fenced",
+            "Times that another archiver had extended the stream, and this one began again at its new end",
+            metrics.fenced.clone(),
+        );
+        registry.register(
+            "store_up",
+            "1 while the store answers, 0 from a failure until it answers again; nothing is acked until then",
+            metrics.store_up.clone(),
         );
         registry.register(
             "unacked",
@@ -187,7 +211,14 @@ impl Metrics {
         self.troubles().bus = Some(reason.to_owned());
     }
 
+    /// Notes that another archiver has extended the stream, and deliveries were given back.
+    pub(crate) fn fenced(&self) {
+        self.fenced.inc();
+        self.paused("another archiver has extended the stream, beginning again");
+    }
+
     pub(crate) fn store_answers(&self) {
+        self.store_up.set(1);
         let trouble = self.troubles().store.take();
         if trouble.is_some() {
             tracing::info!("the store answers again");
@@ -196,6 +227,7 @@ impl Metrics {
 
     /// Notes that the store fails, and logs it if it did not before.
     pub(crate) fn store_fails(&self, error: &(dyn Error + 'static)) {
+        self.store_up.set(0);
         let was_failing = self.troubles().store.replace(chain(error));
         if was_failing.is_none() {
             tracing::warn!(error, "the store fails; nothing is acked until it answers again");
@@ -357,8 +389,10 @@ mod tests {
         assert_eq!(metrics.health(), Health::Ok);
         metrics.store_fails(&fmt::Error);
         assert_eq!(metrics.health(), Health::Failing(fmt::Error.to_string()));
+        assert_eq!(metrics.store_up.get(), 0);
         metrics.store_answers();
         assert_eq!(metrics.health().to_string(), "ok");
+        assert_eq!(metrics.store_up.get(), 1);
     }
 
     #[test]
@@ -375,7 +409,10 @@ mod tests {
             "dacapo_archiver_segments_total 1",
             "dacapo_archiver_parked_total{reason=\"expired\"} 1",
             "dacapo_archiver_skipped_replayed_total 0",
+            "dacapo_archiver_parked_total{reason=\"delivery_limit\"} 0",
             "dacapo_archiver_failed_puts_total 0",
+            "dacapo_archiver_fenced_total 0",
+            "dacapo_archiver_store_up 1",
             "dacapo_archiver_unacked 0",
             "dacapo_archiver_queue_depth 0",
             "dacapo_archiver_connected 0",

@@ -113,7 +113,7 @@ pub async fn run(
             }
             Ended::Lost(error) => metrics.disconnected(&error),
             Ended::Fenced(error) => {
-                metrics.paused("another archiver has extended the stream, beginning again");
+                metrics.fenced();
                 tracing::warn!(
                     error = &error as &dyn std::error::Error,
                     "another archiver was faster; what was not acked is delivered again"

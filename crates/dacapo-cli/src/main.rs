@@ -17,6 +17,7 @@ mod exit;
 mod format;
 mod open;
 mod output;
+mod process;
 mod progress;
 mod serve;
 mod settings;

@@ -4,13 +4,15 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Context;
-use dacapo_amqp::{AmqpSubscribe, blind_spots};
+use dacapo_amqp::{AmqpSubscribe, BlindSpot, blind_spots};
 use dacapo_archive::chain::Head;
 use dacapo_archive::store::ObjectKey;
 use dacapo_archive::verify::verify;
 use dacapo_archiver::{ArchiverConfig, Health, Metrics, RollPolicy, WriteOnce};
 use dacapo_event::StreamName;
 use futures::future::OptionFuture;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 use serde_json::{Value, json};
 
@@ -22,6 +24,7 @@ use crate::exit::{Exit, Failure};
 use crate::format;
 use crate::open::{self, Access};
 use crate::output::Output;
+use crate::process;
 use crate::progress::Steps;
 use crate::serve;
 use crate::settings::Settings;
@@ -48,10 +51,13 @@ async fn archiver(args: RunArgs, settings: &Settings, output: &Output) -> anyhow
     let management: Option<Management> = args.management.as_deref().map(str::parse).transpose()?;
     let store = open::store(settings, Access::Write).await?;
     let mut signals = Signals::take()?;
-    for spot in blind_spots(&broker, &args.bindings).await? {
+    let blind = blind_spots(&broker, &args.bindings).await?;
+    for spot in &blind {
         output.talk(&format!("note: not seen: {spot}"));
     }
-    let mut registry = Registry::default();
+    let stream = args.name.unwrap_or_else(|| StreamName::nearest(&args.queue));
+    let mut registry = process::registry(settings.clock);
+    register_facts(&mut registry, &stream, &args.queue, &blind);
     let metrics = Arc::new(Metrics::register(&mut registry, settings.clock));
     let watching = management.map(|management| Watching::register(&mut registry, management));
     let watching = OptionFuture::from(watching.map(|watching| watching.run(&metrics)));
@@ -68,7 +74,6 @@ async fn archiver(args: RunArgs, settings: &Settings, output: &Output) -> anyhow
             Some(serving)
         }
     };
-    let stream = args.name.unwrap_or_else(|| StreamName::nearest(&args.queue));
     let config = ArchiverConfig {
         stream: stream.clone(),
         rules: args.attributes.rules(),
@@ -123,6 +128,22 @@ async fn archiver(args: RunArgs, settings: &Settings, output: &Output) -> anyhow
         )
     })?;
     Ok(Exit::Success)
+}
+
+/// Registers what does not change while the archiver runs.
+fn register_facts(registry: &mut Registry, stream: &StreamName, queue: &str, blind: &[BlindSpot]) {
+    let names = [("stream", stream.to_string()), ("queue", queue.to_owned())];
+    registry.register(
+        "dacapo_archiver",
+        "Which stream it writes and which queue it empties; the archivers of one stream stand in for each other",
+        Info::new(names),
+    );
+    let caught = |spot: &&BlindSpot| matches!(spot, BlindSpot::WildcardOnDirect(_));
+    registry.register(
+        "dacapo_archiver_blind_bindings",
+        "Bindings asked for with a wildcard on a direct exchange, which takes it literally; what they were to catch is not archived",
+        ConstGauge::new(i64::try_from(blind.iter().filter(caught).count()).unwrap_or(i64::MAX)),
+    );
 }
 
 async fn ls(args: &LsArgs, settings: &Settings, output: &Output) -> anyhow::Result<Exit> {

@@ -205,7 +205,8 @@ async fn carry_out(
 ) -> anyhow::Result<Exit> {
     let (control, controlled) = watch::channel(Control::Run);
     let (progress, watched) = watch::channel(Progress::default());
-    let serving = metrics::serve(running.metrics, watched.clone(), replay.plan).await?;
+    let serving =
+        metrics::serve(running.metrics, watched.clone(), replay.plan, replay.clock).await?;
     let show = show(watched, replay.plan, output);
     let obey = obey(replay.state, &replay.locked.id, &control);
     let stop = async {

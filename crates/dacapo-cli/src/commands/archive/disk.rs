@@ -36,6 +36,7 @@ const WARN_EVERY: Duration = Duration::from_secs(60);
 /// Less time than this is worth a warning of its own, whatever the reason.
 const SHORT: Duration = Duration::from_secs(3_600);
 
+const UP_HELP: &str = "1 if the broker's management plugin gave its last answer, 0 if it did not; absent without --management";
 const FREE_HELP: &str =
     "Free disk of the broker's node whose disk lasts the shortest; absent while it is not known";
 const LEFT_HELP: &str = "How long it takes until a node of the broker has as little free disk as its limit \
@@ -183,9 +184,16 @@ pub struct Watching {
     latest: Latest,
 }
 
-/// What was last known; absent while the broker does not answer, for an old time left is none.
+/// What was last known; no reading while the broker does not answer, for an old time left is none.
 #[derive(Debug, Clone, Default)]
-struct Latest(Arc<Mutex<Option<Reading>>>);
+struct Latest(Arc<Mutex<Known>>);
+
+#[derive(Debug, Default)]
+struct Known {
+    /// Whether the broker gave its last answer; nothing before it was asked.
+    up: Option<bool>,
+    reading: Option<Reading>,
+}
 
 impl Watching {
     /// Registers the metrics `dacapo_archiver_broker_disk_…`.
@@ -222,7 +230,7 @@ impl Watching {
                     None
                 }
             };
-            self.latest.lock().clone_from(&reading);
+            *self.latest.lock() = Known { up: Some(answers), reading: reading.clone() };
             if let Some(Reading { disk, outlook }) = &reading
                 && let Some(warning) = watch.warning(at, *outlook)
             {
@@ -258,14 +266,23 @@ fn tell(warning: Warning, disk: &Disk, outlook: Outlook) {
 }
 
 impl Latest {
-    fn lock(&self) -> MutexGuard<'_, Option<Reading>> {
+    fn lock(&self) -> MutexGuard<'_, Known> {
         self.0.lock().expect("nothing panics while it holds this lock")
     }
 }
 
 impl Collector for Latest {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let Some(Reading { disk, outlook }) = self.lock().clone() else { return Ok(()) };
+        let (up, reading) = {
+            let known = self.lock();
+            (known.up, known.reading.clone())
+        };
+        if let Some(up) = up {
+            let up = ConstGauge::new(i64::from(up));
+            let kind = up.metric_type();
+            up.encode(encoder.encode_descriptor("management_up", UP_HELP, None, kind)?)?;
+        }
+        let Some(Reading { disk, outlook }) = reading else { return Ok(()) };
         let free = ConstGauge::new(disk.free);
         let kind = free.metric_type();
         let unit = Unit::Bytes;

@@ -163,10 +163,10 @@ fn less_than_an_hour_is_told_once_each_time_it_comes_to_that() {
 }
 
 #[track_caller]
-fn check_metrics(latest: Option<Reading>, expected: &[&str]) {
+fn check_metrics(up: Option<bool>, reading: Option<Reading>, expected: &[&str]) {
     let mut registry = Registry::default();
     let watching = Watching::register(&mut registry, "http://h".parse().unwrap());
-    *watching.latest.lock() = latest;
+    *watching.latest.lock() = Known { up, reading };
     let mut text = String::new();
     encode(&mut text, &registry).unwrap();
     let values: Vec<&str> = text.lines().filter(|line| !line.starts_with('#')).collect();
@@ -176,12 +176,16 @@ fn check_metrics(latest: Option<Reading>, expected: &[&str]) {
 #[test]
 fn metrics_tell_what_is_known_and_nothing_else() {
     let reading = |outlook| Some(Reading { disk: disk("a", 900), outlook });
+    let up = "dacapo_archiver_broker_management_up 1";
     let free = "dacapo_archiver_broker_disk_free_bytes 900000000";
-    check_metrics(None, &[]);
-    check_metrics(reading(Outlook::Unknown), &[free]);
+    check_metrics(None, None, &[]);
+    check_metrics(Some(false), None, &["dacapo_archiver_broker_management_up 0"]);
+    check_metrics(Some(true), reading(Outlook::Unknown), &[up, free]);
     check_metrics(
+        Some(true),
         reading(Outlook::Lasts(secs(90))),
-        &[free, "dacapo_archiver_broker_disk_seconds 90.0"],
+        &[up, free, "dacapo_archiver_broker_disk_seconds 90.0"],
     );
-    check_metrics(reading(Outlook::Steady), &[free, "dacapo_archiver_broker_disk_seconds inf"]);
+    let steady = "dacapo_archiver_broker_disk_seconds inf";
+    check_metrics(Some(true), reading(Outlook::Steady), &[up, free, steady]);
 }
