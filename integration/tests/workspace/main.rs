@@ -4,6 +4,7 @@
 //! Needs no server, and with `--no-default-features` depends on no dacapo crate,
 //! so that it can judge and regenerate what does not compile.
 
+mod alerts;
 mod edges;
 mod generated;
 mod prose;
