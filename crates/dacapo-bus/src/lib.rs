@@ -1,5 +1,7 @@
 //! The two seams to a message bus, [`Sink`] and [`Source`], and the bus in memory.
 //!
+//! What a broker is like beside that is said in the words of [`broker`].
+//!
 //! Implementations: [`memory`] here, RabbitMQ in `dacapo-amqp`, and a file of JSON
 //! lines as a sink in [`mod@file`]. Each seam has one conformance suite
 //! (`conformance`) that all pass. A further bus is one more crate beside
@@ -12,6 +14,7 @@ mod error;
 mod sink;
 mod source;
 
+pub mod broker;
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
 pub mod file;

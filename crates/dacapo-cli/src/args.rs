@@ -84,6 +84,16 @@ pub struct GlobalArgs {
     /// Private key of the client certificate, in PEM form
     #[arg(long, global = true, value_name = "FILE", requires = "amqp_cert")]
     pub amqp_key: Option<PathBuf>,
+    /// The broker's management plugin, `http://user:password@host:15672`: tells what AMQP cannot, and
+    /// `archive run` how long the broker's disk lasts; the user needs the tag `monitoring`
+    #[arg(
+        long,
+        global = true,
+        env = "DACAPO_MANAGEMENT",
+        value_name = "URL",
+        hide_env_values = true
+    )]
+    pub management: Option<String>,
     /// Configuration file [default: ./dacapo.toml if it is there]
     #[arg(long, global = true, env = "DACAPO_CONFIG", value_name = "FILE")]
     pub config: Option<PathBuf>,

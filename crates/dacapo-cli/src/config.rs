@@ -28,6 +28,8 @@ pub struct Config {
     pub amqp_cert: Option<PathBuf>,
     /// `--amqp-key`
     pub amqp_key: Option<PathBuf>,
+    /// `--management`
+    pub management: Option<String>,
 }
 
 /// The file that is read if none is named.

@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use dacapo_amqp::{AmqpUrl, Broker, ClientIdentity, Tls};
 use dacapo_event::{Clock, Digest, Timestamp};
+use dacapo_management::{Management, ManagementError};
 use dacapo_s3::S3Options;
 
 use crate::args::{GlobalArgs, LogFormat};
@@ -20,6 +21,7 @@ pub struct Settings {
     pub state: PathBuf,
     amqp: Option<AmqpUrl>,
     tls: Tls,
+    management: Option<Management>,
     /// What to log.
     pub log: String,
     /// How to log.
@@ -95,12 +97,18 @@ impl Settings {
                 return Err(Failure::configuration(problem).into());
             }
         };
+        let management = said(&args.management).or(config.management);
+        let management = management.map(|text| text.parse()).transpose();
+        let management = management.map_err(|error: ManagementError| {
+            Failure::configuration(format!("--management (DACAPO_MANAGEMENT): {error}"))
+        })?;
         Ok(Settings {
             archive,
             index: args.index.clone().or(config.index),
             state,
             amqp,
             tls: Tls { authorities, identity },
+            management,
             log: args.log.clone(),
             log_format: args.log_format,
             clock: wall_clock,
@@ -136,6 +144,11 @@ impl Settings {
     /// Returns the broker if one was named.
     pub fn broker_if_named(&self, client: impl Into<String>) -> Option<Broker> {
         self.broker(client).ok()
+    }
+
+    /// Returns the broker's management plugin if one was named.
+    pub fn management(&self) -> Option<&Management> {
+        self.management.as_ref()
     }
 
     /// Returns what time it is.

@@ -44,10 +44,6 @@ pub struct RunArgs {
     /// Serve /metrics and /health here, for example 127.0.0.1:9464
     #[arg(long, value_name = "ADDRESS")]
     pub metrics: Option<SocketAddr>,
-    /// The broker's management plugin, `http://user:password@host:15672`, to tell in /metrics and
-    /// in the log how long the broker's disk lasts; the user needs the tag `monitoring`
-    #[arg(long, env = "DACAPO_MANAGEMENT", value_name = "URL", hide_env_values = true)]
-    pub management: Option<String>,
     #[command(flatten)]
     pub attributes: AttributeArgs,
 }

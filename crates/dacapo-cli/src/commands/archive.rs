@@ -17,7 +17,6 @@ use prometheus_client::registry::Registry;
 use serde_json::{Value, json};
 
 use self::disk::Watching;
-use self::management::Management;
 use super::import;
 use crate::args::{ArchiveCommand, LsArgs, RunArgs, VerifyArgs};
 use crate::exit::{Exit, Failure};
@@ -31,7 +30,6 @@ use crate::settings::Settings;
 use crate::signals::Signals;
 
 mod disk;
-mod management;
 
 pub async fn run(
     command: ArchiveCommand,
@@ -48,7 +46,7 @@ pub async fn run(
 
 async fn archiver(args: RunArgs, settings: &Settings, output: &Output) -> anyhow::Result<Exit> {
     let broker = settings.broker(format!("dacapo archive {}", args.queue))?;
-    let management: Option<Management> = args.management.as_deref().map(str::parse).transpose()?;
+    let management = settings.management().cloned();
     let store = open::store(settings, Access::Write).await?;
     let mut signals = Signals::take()?;
     let blind = blind_spots(&broker, &args.bindings).await?;

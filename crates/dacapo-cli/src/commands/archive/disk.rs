@@ -9,13 +9,14 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use dacapo_archiver::Metrics;
+use dacapo_bus::broker::Node;
+use dacapo_management::Management;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::{Registry, Unit};
 use tokio::time::{Instant, MissedTickBehavior};
 
-use super::management::Management;
 use crate::format;
 use crate::output::words;
 
@@ -52,6 +53,12 @@ pub struct Disk {
     pub free: u64,
     /// With no more than this free the node blocks publishers.
     pub limit: u64,
+}
+
+/// Returns a node's disk, if the node runs and can tell how full it is.
+fn disk_of(node: Node) -> Option<Disk> {
+    let disk = Disk { node: node.name, free: node.disk_free?, limit: node.disk_limit? };
+    node.runs.then_some(disk)
 }
 
 /// How long a disk lasts.
@@ -213,17 +220,17 @@ impl Watching {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
-            let disks = self.management.disks().await;
+            let nodes = self.management.nodes().await;
             let at = began.elapsed();
             watch.store(metrics.store_trouble().is_some());
-            let reading = match disks {
-                Ok(disks) => {
+            let reading = match nodes {
+                Ok(nodes) => {
                     answers = true;
-                    watch.take(at, disks)
+                    watch.take(at, nodes.into_iter().filter_map(disk_of).collect())
                 }
                 Err(error) => {
                     if answers {
-                        let error = words(error.as_ref());
+                        let error = words(&error);
                         tracing::warn!(error, "how long the broker's disk lasts is not known");
                     }
                     answers = false;

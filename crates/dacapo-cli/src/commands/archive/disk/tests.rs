@@ -189,3 +189,17 @@ fn metrics_tell_what_is_known_and_nothing_else() {
     let steady = "dacapo_archiver_broker_disk_seconds inf";
     check_metrics(Some(true), reading(Outlook::Steady), &[up, free, steady]);
 }
+
+#[test]
+fn only_running_nodes_that_know_their_disk_have_one() {
+    let node = |runs, disk_free| Node {
+        name: "a".to_owned(),
+        runs,
+        disk_free,
+        disk_limit: Some(50 * MB),
+        ..Node::default()
+    };
+    assert_eq!(disk_of(node(true, Some(900 * MB))), Some(disk("a", 900)));
+    assert_eq!(disk_of(node(false, Some(900 * MB))), None);
+    assert_eq!(disk_of(node(true, None)), None);
+}

@@ -1,0 +1,90 @@
+//! One question, one connection, one answer: with a deadline and a bound.
+
+use std::error::Error;
+use std::time::Duration;
+
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper::body::Bytes;
+use hyper::{Request, StatusCode, header};
+use hyper_util::rt::TokioIo;
+use serde_json::Value;
+use tokio::net::TcpStream;
+
+use crate::{Management, ManagementError};
+
+/// Past a slow answer of a busy node, and before the next question of who watches is due.
+const DEADLINE: Duration = Duration::from_secs(10);
+
+/// The most of one answer: 20,000 queues at 800 bytes each, in the columns that are asked for.
+const ANSWER_BYTES_MAX: usize = 16 * 1024 * 1024;
+
+/// RabbitMQ's names for what a user may see.
+pub(crate) mod tags {
+    /// Nodes, queues, exchanges, bindings and policies; parameters and definitions are not in it.
+    pub(crate) const MONITORING: &str = "monitoring";
+}
+
+type Reason = Box<dyn Error + Send + Sync>;
+
+impl Management {
+    /// Returns the answer to `GET /api/PATH`; `tag` is named if the account is refused.
+    ///
+    /// Cancel-safe.
+    pub(crate) async fn get(
+        &self,
+        path: &str,
+        tag: &'static str,
+    ) -> Result<Value, ManagementError> {
+        let asked = tokio::time::timeout(DEADLINE, self.ask(path));
+        let asked = match asked.await {
+            Ok(asked) => asked,
+            Err(_) => Err(format!("no answer within {DEADLINE:?}").into()),
+        };
+        let (status, body) = asked
+            .map_err(|source| ManagementError::Unavailable { place: self.to_string(), source })?;
+        match status {
+            StatusCode::OK => {
+                serde_json::from_slice(&body).map_err(|error| self.strange(path, error.to_string()))
+            }
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
+                Err(ManagementError::Denied { place: self.to_string(), path: named(path), tag })
+            }
+            status => Err(self.strange(path, status.to_string())),
+        }
+    }
+
+    pub(crate) fn strange(&self, path: &str, problem: impl Into<String>) -> ManagementError {
+        ManagementError::Strange {
+            place: self.to_string(),
+            path: named(path),
+            problem: problem.into(),
+        }
+    }
+
+    async fn ask(&self, path: &str) -> Result<(StatusCode, Bytes), Reason> {
+        let host = self.host.trim_matches(['[', ']']);
+        let stream = TcpStream::connect((host, self.port)).await?;
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+        let question = Request::get(format!("{}/api/{path}", self.prefix))
+            .header(header::HOST, format!("{}:{}", self.host, self.port))
+            .header(header::AUTHORIZATION, self.authorization.clone())
+            .header(header::CONNECTION, "close")
+            .body(Empty::<Bytes>::new())?;
+        let answer = async move {
+            let answer = sender.send_request(question).await?;
+            let status = answer.status();
+            let body = Limited::new(answer.into_body(), ANSWER_BYTES_MAX).collect().await?;
+            Ok((status, body.to_bytes()))
+        };
+        // What ends the connection early ends the answer, too, and is told there.
+        let (answer, _) = tokio::join!(answer, connection);
+        answer
+    }
+}
+
+/// Returns a path as it is shown: without the columns asked for.
+fn named(path: &str) -> String {
+    let (path, _) = path.split_once('?').unwrap_or((path, ""));
+    format!("/api/{path}")
+}
