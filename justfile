@@ -11,6 +11,10 @@ check:
 test *ARGS:
     ./integration/test {{ ARGS }}
 
+# A thousand seeded faults against real servers: about an hour; --seed and --faults are its own
+campaign *ARGS:
+    ./integration/campaign --faults 1000 {{ ARGS }}
+
 # The gate, as CI runs it
 ci:
     ./.ci/run

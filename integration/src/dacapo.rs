@@ -84,7 +84,11 @@ impl Dacapo {
         Dacapo::of_binary(services::required(environment::BIN).into())
     }
 
-    fn of_binary(binary: PathBuf) -> Self {
+    /// Returns one of this binary, with an archive in a folder, not yet there.
+    ///
+    /// # Panics
+    /// There is no room for a temporary folder.
+    pub fn of_binary(binary: PathBuf) -> Self {
         let folder = TempDir::new().expect("there is room for a temporary folder");
         let archive = folder.path().join("archive").display().to_string();
         Dacapo { binary, folder, archive, variables: Vec::new() }
@@ -112,6 +116,11 @@ impl Dacapo {
     /// whatever the test puts there. It is also the commands' working directory.
     pub fn folder(&self) -> &Path {
         self.folder.path()
+    }
+
+    /// Puts the archive at another path or URL.
+    pub fn set_archive(&mut self, archive: String) {
+        self.archive = archive;
     }
 
     /// Returns the archive's path or URL.
@@ -156,7 +165,7 @@ impl Dacapo {
         args: impl IntoIterator<Item = A>,
         input: Vec<u8>,
     ) -> Output {
-        let mut running = self.start(args, Stdio::piped());
+        let mut running = self.start(args, &[], Stdio::piped());
         let mut stdin = running.child.stdin.take().expect("its stdin is a pipe");
         // A command may end without reading all of it; what it says then is what counts.
         running.readers.push(std::thread::spawn(move || drop(stdin.write_all(&input))));
@@ -180,11 +189,29 @@ impl Dacapo {
     /// The binary is not there.
     #[track_caller]
     pub fn spawn<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) -> Running {
-        self.start(args, Stdio::null())
+        self.spawn_with(args, &[])
+    }
+
+    /// Starts a command with further environment variables, which win over those that are set.
+    ///
+    /// # Panics
+    /// The binary is not there.
+    #[track_caller]
+    pub fn spawn_with<A: AsRef<OsStr>>(
+        &self,
+        args: impl IntoIterator<Item = A>,
+        variables: &[(&str, &str)],
+    ) -> Running {
+        self.start(args, variables, Stdio::null())
     }
 
     #[track_caller]
-    fn start<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>, stdin: Stdio) -> Running {
+    fn start<A: AsRef<OsStr>>(
+        &self,
+        args: impl IntoIterator<Item = A>,
+        variables: &[(&str, &str)],
+        stdin: Stdio,
+    ) -> Running {
         let mut child = Command::new(&self.binary)
             .args(args)
             .current_dir(self.folder())
@@ -195,6 +222,7 @@ impl Dacapo {
             .env("DACAPO_INDEX", self.folder().join("index"))
             .env("DACAPO_STATE", self.folder().join("state"))
             .envs(self.variables.iter().map(|(name, value)| (name, value)))
+            .envs(variables.iter().copied())
             .stdin(stdin)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())

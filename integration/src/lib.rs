@@ -11,6 +11,7 @@ pub mod wait;
 
 pub mod environment;
 pub mod folder;
+pub mod http;
 pub mod ports;
 pub mod process;
 pub mod tls;
@@ -22,3 +23,5 @@ pub mod servers;
 pub mod dacapo;
 pub mod services;
 pub mod witness;
+
+pub mod campaign;

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 
 use crate::process::{Process, Signal, signal};
-use crate::{ports, wait, witness};
+use crate::{http, ports, wait, witness};
 
 /// A start takes a second or two; a machine that also compiles takes longer.
 const START_DEADLINE: Duration = Duration::from_secs(60);
@@ -29,6 +29,12 @@ pub const REGION: &str = "us-east-1";
 
 /// In the server's folder: who may do what, where not only [`ACCESS_KEY`] may do everything.
 const IDENTITIES: &str = "identities.json";
+
+/// The most entries of one folder that are asked for: more than a test puts there.
+const FILER_ENTRIES_MAX: u32 = 100_000;
+
+/// The bit of a mode that is a folder's, as Go tells it.
+const FILER_FOLDER: u64 = 1 << 31;
 
 /// A server on 127.0.0.1; ended when dropped.
 #[derive(Debug)]
@@ -102,6 +108,42 @@ impl Seaweed {
     /// Returns its S3 port, for a proxy in front of it.
     pub fn port(&self) -> u16 {
         self.ports.s3
+    }
+
+    /// Reads the objects below a folder of a bucket for which `wanted` says so, with their keys
+    /// (bucket included), as the server itself keeps them: past S3 and whoever fails it.
+    ///
+    /// # Errors
+    /// It does not answer.
+    pub fn read_new(
+        &self,
+        folder: &str,
+        wanted: impl Fn(&str) -> bool,
+    ) -> Result<Vec<(String, Vec<u8>)>> {
+        const BUCKETS: &str = "/buckets/";
+        let address = format!("127.0.0.1:{}", self.ports.filer);
+        let mut folders = vec![format!("{BUCKETS}{folder}")];
+        let mut found = Vec::new();
+        while let Some(folder) = folders.pop() {
+            let path = format!("{folder}/?limit={FILER_ENTRIES_MAX}");
+            let (status, text) = http::get(&address, &path)?;
+            if status == 404 {
+                continue;
+            }
+            let listed: Value = serde_json::from_str(&text).context("a listing is JSON")?;
+            for entry in listed["Entries"].as_array().into_iter().flatten() {
+                let path = entry["FullPath"].as_str().context("an entry has a path")?.to_owned();
+                let mode = entry["Mode"].as_u64().context("an entry has a mode")?;
+                if mode & FILER_FOLDER != 0 {
+                    folders.push(path);
+                } else if wanted(path.trim_start_matches(BUCKETS)) {
+                    let (status, bytes) = http::get_bytes(&address, &path)?;
+                    ensure!(status == 200, "`{path}`: status {status}");
+                    found.push((path.trim_start_matches(BUCKETS).to_owned(), bytes));
+                }
+            }
+        }
+        Ok(found)
     }
 
     /// Ends it at once; it stays down until [`Seaweed::start_again`].

@@ -216,7 +216,15 @@ async fn carry_out(
         signals.next().await;
     };
     let finished = tokio::select! {
-        finished = replay.run(controlled, &progress) => finished?,
+        finished = replay.run(controlled, &progress) => match finished {
+            Ok(finished) => finished,
+            Err(error) => {
+                if let Some(step) = step_after(&error, &replay.locked.id) {
+                    output.talk(&step);
+                }
+                return Err(error.into());
+            }
+        },
         () = stop => {
             output.talk("ended at once; the last checkpoint is kept");
             return Ok(Exit::Resumable);
@@ -224,6 +232,13 @@ async fn carry_out(
         () = async { tokio::join!(show, obey, serving); } => unreachable!("they do not end"),
     };
     report(&finished, replay, output)
+}
+
+/// Returns how to go on after a run that could not even write its receipt: what its journal says
+/// is confirmed stays so.
+fn step_after(error: &EngineError, id: &ReplayId) -> Option<String> {
+    let unwritten = matches!(error, EngineError::State { .. });
+    unwritten.then(|| format!("once that is mended, go on with: dacapo replay resume {id}"))
 }
 
 /// Shows progress for ever.
@@ -327,4 +342,24 @@ pub fn text(receipt: &Receipt) -> String {
         lines.push(format!("refused    {refusal}"));
     }
     lines.join("\n") + "\n"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Found by the fault campaign (`state-full`).
+    #[test]
+    fn a_replay_whose_journal_cannot_be_written_says_how_to_go_on() {
+        let plan = dacapo_event::Hasher::default().finish();
+        let id = ReplayId::new(dacapo_event::Timestamp::from_secs(0), &plan, 0);
+        let full = EngineError::State {
+            action: "write",
+            path: "journal".to_owned(),
+            source: std::io::ErrorKind::StorageFull.into(),
+        };
+        let step = step_after(&full, &id).unwrap();
+        assert!(step.ends_with(&format!("dacapo replay resume {id}")), "{step}");
+        assert_eq!(step_after(&EngineError::DepthUnknown, &id), None);
+    }
 }
