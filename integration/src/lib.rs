@@ -16,6 +16,7 @@ pub mod ports;
 pub mod process;
 pub mod tls;
 
+pub mod prometheus;
 pub mod rabbit;
 pub mod seaweed;
 pub mod servers;

@@ -3,6 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed, helpers included")]
 
+mod alerts;
 mod amqp_direct;
 mod amqp_sink;
 mod amqp_source;

@@ -181,6 +181,11 @@ pub(crate) struct Archiver {
 }
 
 impl Archiver {
+    /// Returns where its metrics are served, `host:port`.
+    pub(crate) fn address(&self) -> &str {
+        &self.address
+    }
+
     /// Returns a metric by its name without `dacapo_archiver_`, or nothing if it is not there.
     pub(crate) fn metric(&self, name: &str) -> Option<f64> {
         let (status, text) = get(&self.address, "/metrics");
