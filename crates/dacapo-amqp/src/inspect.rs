@@ -1,14 +1,27 @@
 //! What a target is like, asked without changing anything.
 
+use std::collections::BTreeSet;
+
 use dacapo_bus::BusError;
-use lapin::options::QueueDeclareOptions;
-use lapin::types::FieldTable;
+use lapin::options::{ExchangeDeleteOptions, ExchangeUnbindOptions, QueueDeclareOptions};
+use lapin::types::{FieldTable, ShortString};
 
 use crate::Broker;
+use crate::connect::Session;
 use crate::error::Doing;
-use crate::target::{AmqpTarget, name_of};
+use crate::target::{AmqpTarget, Via, name_of};
 use crate::topology::look_up_exchange;
 use crate::wire;
+
+/// An exchange that is never there, named like those of replays.
+const NOT_THERE: &str = "dacapo.replay.permissions";
+
+/// RabbitMQ's name for the default exchange where it speaks of permissions.
+const DEFAULT_EXCHANGE: &str = "amq.default";
+
+/// The most exchanges that a replay to the original ones asks about beforehand: each takes a round
+/// trip and a channel.
+const EXCHANGES_MAX: usize = 100;
 
 /// A target as it was when it was asked.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,6 +76,97 @@ pub async fn inspect(broker: &Broker, target: &AmqpTarget) -> Result<TargetFacts
     match found {
         Ok(()) => Ok(facts),
         Err(BusError::NotFound { .. }) => Ok(TargetFacts { exists: false, ..facts }),
+        Err(error) => Err(error),
+    }
+}
+
+/// Returns what the broker would refuse the user of a replay to this target, in the broker's words;
+/// `exchanges` are those of [`AmqpTarget::Original`].
+///
+/// Nothing is published or changed: bindings and an exchange that are not there are taken away, for
+/// which the broker looks at the same permissions first. Topic permissions show only in publishing.
+///
+/// # Errors
+/// No connection, or the virtual host refused.
+pub async fn denied(
+    broker: &Broker,
+    target: &AmqpTarget,
+    exchanges: &BTreeSet<String>,
+) -> Result<Vec<String>, BusError> {
+    let session = broker.connect().await?;
+    let denied = match target {
+        AmqpTarget::Queue { queue, via: Via::OwnExchange { .. } } => {
+            denied_own_exchange(&session, queue).await
+        }
+        AmqpTarget::Queue { via: Via::DefaultExchange, .. } => {
+            denied_writing(&session, [("", DEFAULT_EXCHANGE)]).await
+        }
+        AmqpTarget::Exchange { exchange, .. } if exchange.is_empty() => {
+            denied_writing(&session, [("", DEFAULT_EXCHANGE)]).await
+        }
+        AmqpTarget::Exchange { exchange, .. } => {
+            denied_writing(&session, [(exchange.as_str(), exchange.as_str())]).await
+        }
+        AmqpTarget::Original => {
+            let exchanges = exchanges.iter().filter(|exchange| !exchange.is_empty());
+            let exchanges = exchanges.map(|name| (name.as_str(), name.as_str()));
+            denied_writing(&session, exchanges.take(EXCHANGES_MAX)).await
+        }
+    };
+    session.close().await;
+    denied
+}
+
+/// To declare an exchange, bind the queue to it, publish to it, and delete it.
+async fn denied_own_exchange(session: &Session, queue: &str) -> Result<Vec<String>, BusError> {
+    let name = || ShortString::from(NOT_THERE);
+    let channel = session.channel().await?;
+    let options = ExchangeDeleteOptions { if_unused: true, ..ExchangeDeleteOptions::default() };
+    let deleting = channel.exchange_delete(name(), options);
+    let mut denied = BTreeSet::new();
+    denied.extend(refusal(session.ask(Doing::Declaring, deleting).await)?);
+    let channel = session.channel().await?;
+    let queue = name_of(queue, &session.peer)?;
+    let unbinding = channel.queue_unbind(queue, name(), "".into(), FieldTable::default());
+    denied.extend(refusal(session.ask(Doing::Declaring, unbinding).await)?);
+    denied.extend(unbind(session, name()).await?);
+    Ok(denied.into_iter().collect())
+}
+
+/// To publish to exchanges, each with the name that a refusal has for it.
+async fn denied_writing<'a>(
+    session: &Session,
+    exchanges: impl IntoIterator<Item = (&'a str, &'a str)>,
+) -> Result<Vec<String>, BusError> {
+    let mut denied = Vec::new();
+    for (exchange, named) in exchanges {
+        let refused = unbind(session, name_of(exchange, &session.peer)?).await?;
+        // What is asked after it, to read from the exchange that is not there, does not matter.
+        denied.extend(refused.filter(|reason| reason.contains(&format!("'{named}'"))));
+    }
+    Ok(denied)
+}
+
+/// Takes the binding of an exchange to one that is not there away.
+async fn unbind(session: &Session, to: ShortString) -> Result<Option<String>, BusError> {
+    let channel = session.channel().await?;
+    let unbinding = channel.exchange_unbind(
+        to,
+        NOT_THERE.into(),
+        "".into(),
+        ExchangeUnbindOptions::default(),
+        FieldTable::default(),
+    );
+    refusal(session.ask(Doing::Declaring, unbinding).await)
+}
+
+/// Returns the broker's words if it lacks a permission; anything else it says is what was expected.
+fn refusal<T>(answer: Result<T, BusError>) -> Result<Option<String>, BusError> {
+    match answer {
+        Err(BusError::Refused { reason, .. }) if reason.starts_with("ACCESS_REFUSED") => {
+            Ok(Some(reason))
+        }
+        Ok(_) | Err(BusError::Refused { .. } | BusError::NotFound { .. }) => Ok(None),
         Err(error) => Err(error),
     }
 }

@@ -5,7 +5,7 @@
 //! | [`uri`](AmqpUrl), [`Broker`] | where and as whom to connect; no password is ever shown |
 //! | [`AmqpConnect`] | the `Sink`: publishes through lapin, with confirms and `mandatory` |
 //! | [`AmqpSubscribe`] | the `Source`: the archiver's queue and its parking queue |
-//! | [`inspect()`], [`blind_spots`] | what a plan or an archiver must know before it starts |
+//! | [`inspect()`], [`denied()`], [`blind_spots`] | what a plan or an archiver must know before it starts |
 //! | [`declare_topic`], [`remove`] | what is made for a while and taken away again |
 //! | `wire` | a small consumer of our own |
 //!
@@ -31,10 +31,10 @@ mod uri;
 mod wire;
 
 pub use connect::{Broker, ClientIdentity, Tls};
-pub use inspect::{TargetFacts, inspect};
+pub use inspect::{TargetFacts, denied, inspect};
 pub use sink::AmqpConnect;
 pub use source::AmqpSubscribe;
 pub use target::{AmqpTarget, Via};
 pub use temporary::{declare_topic, remove};
-pub use topology::{Binding, BlindSpot, blind_spots, parked_queue};
+pub use topology::{Binding, BlindSpot, blind_spots};
 pub use uri::AmqpUrl;

@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use dacapo_bus::BusError;
+use dacapo_bus::broker::parked_queue;
 use dacapo_event::{ParseError, ShortStr};
 use lapin::ExchangeKind;
 use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
@@ -51,11 +52,6 @@ impl fmt::Display for Binding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}={}", self.exchange, self.pattern)
     }
-}
-
-/// Returns the name of the queue in which `queue` parks what it may not keep.
-pub fn parked_queue(queue: &str) -> String {
-    format!("{queue}.parked")
 }
 
 /// Declares the queue, its parking queue and the bindings.

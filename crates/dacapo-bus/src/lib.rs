@@ -13,6 +13,7 @@
 mod error;
 mod sink;
 mod source;
+mod topic;
 
 pub mod broker;
 #[cfg(any(test, feature = "conformance"))]

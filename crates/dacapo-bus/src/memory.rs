@@ -21,7 +21,6 @@ mod broker;
 pub mod faulty;
 mod source;
 mod target;
-mod topic;
 
 pub use source::{MemorySource, MemorySubscription};
 pub use target::{MemoryTarget, RoutingKey};

@@ -3,6 +3,7 @@
 
 mod archive;
 mod pace;
+mod preflight;
 mod selection;
 mod target;
 
@@ -14,6 +15,7 @@ use clap_complete::Shell;
 
 pub use archive::{FieldArgs, ImportArgs, LsArgs, RunArgs, VerifyArgs};
 pub use pace::PaceArgs;
+pub use preflight::PreflightArgs;
 pub use selection::{SelectionArgs, read_bounded};
 pub use target::TargetArgs;
 
@@ -199,6 +201,8 @@ pub struct PlanArgs {
     pub target: TargetArgs,
     #[command(flatten)]
     pub pace: PaceArgs,
+    #[command(flatten)]
+    pub preflight: PreflightArgs,
     /// Read what the index cannot decide, until every count is exact
     #[arg(long)]
     pub exact: bool,
@@ -230,6 +234,8 @@ pub struct ReplayArgs {
     #[arg(long)]
     pub accept_gaps: bool,
     #[command(flatten)]
+    pub preflight: PreflightArgs,
+    #[command(flatten)]
     pub running: RunningArgs,
 }
 
@@ -250,6 +256,8 @@ pub enum ReplayCommand {
     Resume {
         /// Its id, or the beginning or end of it
         id: String,
+        #[command(flatten)]
+        preflight: PreflightArgs,
         #[command(flatten)]
         running: RunningArgs,
     },

@@ -6,6 +6,7 @@ mod events;
 mod import;
 mod index;
 mod plan;
+mod preflight;
 mod replay;
 mod replays;
 mod target;

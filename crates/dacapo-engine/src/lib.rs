@@ -1,7 +1,7 @@
 //! Request → survey → plan → run → journal → receipt.
 //!
 //! What lives here: bringing the index up to date ([`sync`]), reading selected events in
-//! order ([`scan`], [`merge`]), deciding ([`plan`], pure), doing ([`run`]), and remembering
+//! order ([`scan`], [`merge`]), deciding ([`plan`] and [`preflight`], pure), doing ([`run`]), and remembering
 //! ([`state`], [`journal`], [`receipt`]). What does not: what a broker is, how bytes are
 //! stored, anything printed.
 //!
@@ -15,6 +15,7 @@ pub mod journal;
 pub mod merge;
 pub mod plan;
 pub mod plan_json;
+pub mod preflight;
 pub mod receipt;
 pub mod request;
 pub mod run;

@@ -3,13 +3,14 @@
 //! Pure: facts and request in, a value out that can be printed, saved and hashed. No I/O,
 //! no clock.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use dacapo_archive::Segment;
 use dacapo_archive::store::ObjectKey;
 use dacapo_event::{Digest, Hasher, Sequence, StreamName, Timestamp};
 
 use crate::merge::StreamToRead;
+use crate::preflight::Preflight;
 use crate::request::Request;
 use crate::scan::SegmentToRead;
 use crate::survey::{Gap, Survey, SurveyedSegment, TargetFacts};
@@ -20,6 +21,10 @@ const UNPACED_EVENTS_PER_SECOND: f64 = 10_000.0;
 
 /// Body bytes of one row group, for the number of requests: writers close one at 8 MiB.
 const ROW_GROUP_BYTES: u64 = 8 * 1024 * 1024;
+
+/// The most exchanges that a plan names: 1,000 of 255 bytes are 250 KB, and more than any platform
+/// has that names them by hand.
+const EXCHANGES_MAX: usize = 1_000;
 
 /// A decided replay.
 #[derive(Debug, Clone, PartialEq)]
@@ -56,8 +61,12 @@ pub struct Plan {
     pub times_exact: bool,
     /// Sequences missing from the archive in the streams that are read.
     pub gaps: Vec<Gap>,
+    /// The exchanges that the selected events came from, and maybe more, as far as footers name them.
+    pub exchanges: BTreeSet<String>,
     /// How the target was.
     pub target: TargetFacts,
+    /// What spoke against the target; nothing was looked at until someone did.
+    pub preflight: Preflight,
     /// When the plan was made.
     pub made_at: Timestamp,
 }
@@ -129,10 +138,24 @@ pub fn plan(request: Request, survey: Survey) -> Plan {
         last_time: times.map(|(_, last)| last),
         times_exact,
         gaps,
+        exchanges: exchanges(&request, &counted),
         target: survey.target,
+        preflight: Preflight::default(),
         made_at: survey.now,
         request,
     }
+}
+
+fn exchanges(request: &Request, segments: &[&SurveyedSegment]) -> BTreeSet<String> {
+    let wanted = &request.selection.exchanges;
+    let all = segments.iter().flat_map(|segment| segment.summary.by_exchange.counts.keys());
+    let mut exchanges: BTreeSet<String> = BTreeSet::new();
+    for exchange in all.filter(|name| wanted.is_empty() || wanted.contains(name)) {
+        if exchanges.len() < EXCHANGES_MAX && !exchanges.contains(exchange) {
+            exchanges.insert(exchange.clone());
+        }
+    }
+    exchanges
 }
 
 /// Returns the bounds within the range of time asked for.

@@ -22,6 +22,7 @@ use crate::plan::{Plan, PlannedSegment};
 use crate::request::{Request, Target};
 use crate::survey::{Gap, TargetFacts};
 
+mod preflight;
 mod wire;
 
 /// The version of a saved plan; a reader refuses a higher one.
@@ -56,6 +57,8 @@ pub fn to_json(plan: &Plan) -> Value {
             consumers: plan.target.consumers,
             warnings: plan.target.warnings.clone(),
         },
+        exchanges: plan.exchanges.clone(),
+        preflight: preflight::to_wire(&plan.preflight),
         archive: plan.archive.clone(),
         made_at: plan.made_at.to_string(),
         request: request_json(&plan.request),
@@ -115,6 +118,8 @@ pub fn from_json(path: &str, text: &[u8]) -> Result<Plan, EngineError> {
             consumers: json.target.consumers,
             warnings: json.target.warnings,
         },
+        exchanges: json.exchanges,
+        preflight: preflight::from_wire(&parse, json.preflight)?,
         made_at: parse.text(&json.made_at)?,
     };
     if plan.hash().to_string() != json.plan {

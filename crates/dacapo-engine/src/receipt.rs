@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 
 use crate::journal::{Counts, Phase};
 use crate::plan::Plan;
+use crate::preflight::Check;
 use crate::state::ReplayId;
 
 /// The outcome of a replay over all its runs so far.
@@ -28,6 +29,8 @@ pub struct Receipt {
     pub plan: String,
     /// Where the events went.
     pub target: String,
+    /// Checks of the target that found something, and that the operator overrode.
+    pub overridden: Vec<String>,
     /// The event that was refused and why, if one was.
     pub refusal: Option<String>,
 }
@@ -50,6 +53,7 @@ impl Receipt {
             bytes_full_scan: plan.bytes_full_scan,
             plan: plan.hash().to_string(),
             target: plan.request.target.to_string(),
+            overridden: plan.preflight.overridden().iter().map(Check::to_string).collect(),
             refusal: None,
         }
     }
@@ -81,6 +85,7 @@ impl Receipt {
             "runs": counts.runs,
             "target": self.target,
             "plan": self.plan,
+            "overridden": self.overridden,
             "refusal": self.refusal,
         })
     }

@@ -150,9 +150,7 @@ impl State {
         let dir = parent.join(id.as_str());
         fs::create_dir(&dir).map_err(|error| failed("create", &dir, error))?;
         let locked = lock(id, dir)?;
-        let text = serde_json::to_vec_pretty(&crate::plan_json::to_json(plan))
-            .expect("a JSON value is written");
-        write_durably(&locked.dir.join("plan.json"), &text)?;
+        locked.write_plan(plan)?;
         sync_dir(&parent)?;
         Ok(locked)
     }
@@ -287,6 +285,18 @@ fn named_in(lock: &mut File) -> String {
     match lock.rewind().and_then(|()| Read::take(&*lock, PID_BYTES_MAX).read_to_string(&mut pid)) {
         Ok(_) if !pid.trim().is_empty() => format!(" in process {}", pid.trim()),
         Ok(_) | Err(_) => String::new(),
+    }
+}
+
+impl Locked {
+    /// Replaces the plan by the same with another look at its target, durably.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn write_plan(&self, plan: &Plan) -> Result<(), EngineError> {
+        let text = serde_json::to_vec_pretty(&crate::plan_json::to_json(plan))
+            .expect("a JSON value is written");
+        write_durably(&self.dir.join("plan.json"), &text)
     }
 }
 

@@ -91,6 +91,19 @@ fn decode(text: &str) -> Option<String> {
     String::from_utf8(bytes).ok()
 }
 
+/// Returns a name as one segment of a path.
+pub(crate) fn encode(name: &str) -> String {
+    let mut encoded = String::with_capacity(name.len());
+    for byte in name.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+            encoded.push(char::from(byte));
+        } else {
+            encoded.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    encoded
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -133,5 +146,12 @@ mod tests {
             assert!(error.contains("management plugin"), "{text}: {error}");
             assert!(!error.contains("sesame"), "{text}: {error}");
         }
+    }
+
+    #[test]
+    fn a_name_is_one_segment_of_a_path_whatever_it_holds() {
+        assert_eq!(encode("/"), "%2F");
+        assert_eq!(encode("orders.v1-~_"), "orders.v1-~_");
+        assert_eq!(encode("a b?#é"), "a%20b%3F%23%C3%A9");
     }
 }

@@ -11,6 +11,8 @@ mod address;
 mod ask;
 mod error;
 mod nodes;
+mod policies;
+mod topology;
 
 pub use address::Management;
 pub use error::ManagementError;

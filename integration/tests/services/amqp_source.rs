@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use dacapo_amqp::{AmqpSubscribe, Binding, BlindSpot, Broker, blind_spots, parked_queue};
+use dacapo_amqp::{AmqpSubscribe, Binding, BlindSpot, Broker, blind_spots};
+use dacapo_bus::broker::parked_queue;
 use dacapo_bus::conformance::{DEADLINE, SourceHarness, check_source, full_message};
 use dacapo_bus::{BusError, Delivery, Parked, Source, Subscribe};
 use dacapo_event::{FieldTable, FieldValue, Message, Properties, ShortStr};

@@ -22,6 +22,7 @@ mod on_s3;
 mod permissions;
 mod pipeline;
 mod platform;
+mod preflight;
 mod replay_control;
 mod s3_store;
 mod witnesses;

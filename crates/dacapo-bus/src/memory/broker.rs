@@ -180,7 +180,7 @@ impl Broker {
             let chosen = match exchange.kind {
                 ExchangeKind::Fanout => true,
                 ExchangeKind::Direct => binding.key.as_bytes() == key,
-                ExchangeKind::Topic => super::topic::matches(binding.key.as_bytes(), key),
+                ExchangeKind::Topic => crate::topic::matches(binding.key.as_bytes(), key),
             };
             if chosen && !names.contains(&binding.queue) {
                 names.push(binding.queue.clone());

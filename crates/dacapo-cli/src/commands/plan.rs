@@ -12,8 +12,8 @@ use dacapo_engine::survey::{Depth, survey};
 use dacapo_filter::Selection;
 use dacapo_index::Index;
 
-use super::target;
-use crate::args::{PaceArgs, PlanArgs, SelectionArgs, TargetArgs};
+use super::{preflight, target};
+use crate::args::{PaceArgs, PlanArgs, PreflightArgs, SelectionArgs, TargetArgs};
 use crate::exit::Exit;
 use crate::format;
 use crate::open::{self, Access};
@@ -29,7 +29,7 @@ pub async fn run(args: &PlanArgs, settings: &Settings, output: &Output) -> anyho
     let store = open::store(settings, Access::Read).await?;
     let (index, report) = open::synced_index(settings, &store, output, "plan").await?;
     open::refuse_empty(&index, &report, &store)?;
-    let plan = make(request, depth, &store, &index, settings).await?;
+    let plan = make(request, depth, &args.preflight, &store, &index, settings).await?;
     index.close()?;
     let json = plan_json::to_json(&plan);
     if let Some(path) = &args.out {
@@ -70,6 +70,7 @@ pub fn request(
 pub async fn make(
     request: Request,
     depth: Depth,
+    checks: &PreflightArgs,
     store: &Arc<dyn Store>,
     index: &Index,
     settings: &Settings,
@@ -79,7 +80,10 @@ pub async fn make(
     let summaries = index.segments().map(|summary| summary.map_err(Into::into));
     let (store, now) = (Arc::clone(store), settings.now());
     let survey = survey(store, summaries, &selection, depth, facts, now).await?;
-    Ok(plan(request, survey))
+    let mut plan = plan(request, survey);
+    let wishes = checks.wishes(&plan.preflight.wishes);
+    plan.preflight = preflight::look(&plan, 0, &plan.target, wishes, settings).await?;
+    Ok(plan)
 }
 
 fn save(path: &Path, json: &serde_json::Value) -> anyhow::Result<()> {
@@ -129,6 +133,7 @@ pub fn text(plan: &Plan) -> String {
     for warning in &plan.target.warnings {
         lines.push(format!("note       {warning}"));
     }
+    lines.extend(preflight::lines(&plan.preflight));
     if !plan.exact || !plan.times_exact {
         lines.push(
             "note       some figures are estimates or bounds; --exact reads until they are not"

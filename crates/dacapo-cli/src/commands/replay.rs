@@ -9,6 +9,7 @@ use dacapo_engine::EngineError;
 use dacapo_engine::journal::{Journal, Phase};
 use dacapo_engine::plan::Plan;
 use dacapo_engine::plan_json;
+use dacapo_engine::preflight::Preflight;
 use dacapo_engine::receipt::Receipt;
 use dacapo_engine::request::Target;
 use dacapo_engine::run::{Finished, Replay, obey};
@@ -21,8 +22,8 @@ use futures::{StreamExt, TryStreamExt, stream};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use super::{plan, target};
-use crate::args::{ReplayArgs, ReplayCommand, RunningArgs, read_bounded};
+use super::{plan, preflight, target};
+use crate::args::{PreflightArgs, ReplayArgs, ReplayCommand, RunningArgs, read_bounded};
 use crate::exit::{Exit, Failure};
 use crate::format;
 use crate::open::{self, Access};
@@ -41,15 +42,16 @@ const SHOW_INTERVAL: Duration = Duration::from_secs(1);
 
 pub async fn run(args: &ReplayArgs, settings: &Settings, output: &Output) -> anyhow::Result<Exit> {
     let state = State::new(&settings.state);
-    if let Some(ReplayCommand::Resume { id, running }) = &args.resume {
-        return resume(&state, id, running, settings, output).await;
+    if let Some(ReplayCommand::Resume { id, preflight, running }) = &args.resume {
+        return resume(&state, id, preflight, running, settings, output).await;
     }
     let store = open::store(settings, Access::Read).await?;
     let plan = match &args.plan {
         Some(path) => {
             let text = read_bounded(path, plan_json::PLAN_BYTES_MAX)?;
-            let plan = plan_json::from_json(&path.display().to_string(), &text)?;
+            let mut plan = plan_json::from_json(&path.display().to_string(), &text)?;
             let report = check_saved(&plan, &store, settings, output).await?;
+            plan.preflight = look_again(&plan, 0, &args.preflight, settings).await?;
             refuse_gaps(&report, &plan, args)?;
             plan
         }
@@ -67,13 +69,15 @@ pub async fn run(args: &ReplayArgs, settings: &Settings, output: &Output) -> any
             }
             let (index, report) = open::synced_index(settings, &store, output, "replay").await?;
             open::refuse_empty(&index, &report, &store)?;
-            let plan = plan::make(request, depth, &store, &index, settings).await?;
+            let plan =
+                plan::make(request, depth, &args.preflight, &store, &index, settings).await?;
             index.close()?;
             refuse_gaps(&report, &plan, args)?;
             plan
         }
     };
-    target::refuse_unfit(&plan.request.target, &plan.target)?;
+    target::refuse_unfit(&plan.request.target)?;
+    preflight::refuse(&plan.preflight)?;
     if plan.request.target == Target::Original && !args.running.yes {
         let events = format::count(plan.events, plan.exact);
         let question =
@@ -104,6 +108,7 @@ pub async fn run(args: &ReplayArgs, settings: &Settings, output: &Output) -> any
 async fn resume(
     state: &State,
     id: &str,
+    checks: &PreflightArgs,
     running: &RunningArgs,
     settings: &Settings,
     output: &Output,
@@ -111,11 +116,16 @@ async fn resume(
     let id = state.find(id)?;
     let signals = Signals::take()?;
     let locked = state.lock(id)?;
-    let plan = state.plan(&locked.id)?;
+    let mut plan = state.plan(&locked.id)?;
     let standing = Journal::read(&state.journal_path(&locked.id))?;
     let phase = standing.phase;
     if phase.is_resumable() {
         target::refuse_shortened(&plan.request.target, standing.counts.confirmed)?;
+        let mut found = look_again(&plan, standing.counts.confirmed, checks, settings).await?;
+        preflight::refuse(&found)?;
+        found.remember(&plan.preflight);
+        plan.preflight = found;
+        locked.write_plan(&plan)?;
     }
     let store = open::store(settings, Access::Read).await?;
     let connect = target::connect(&plan.request.target, &locked.id, Existing::Continue, settings)?;
@@ -170,9 +180,19 @@ async fn check_saved(
         let more = format::counted(known - all, "segment");
         output.talk(&format!("note       the archive has {more} that the plan does not read"));
     }
-    let facts = target::facts(&plan.request.target, &plan.request.pace, settings).await?;
-    target::refuse_unfit(&plan.request.target, &facts)?;
     Ok(report)
+}
+
+/// Looks at the target of a plan as it is now; what was found when the plan was made is old.
+async fn look_again(
+    plan: &Plan,
+    confirmed: u64,
+    checks: &PreflightArgs,
+    settings: &Settings,
+) -> anyhow::Result<Preflight> {
+    let facts = target::facts(&plan.request.target, &plan.request.pace, settings).await?;
+    let wishes = checks.wishes(&plan.preflight.wishes);
+    preflight::look(plan, confirmed, &facts, wishes, settings).await
 }
 
 /// Refuses to replay an archive that lacks events as if it were whole: a service would be rebuilt
@@ -337,6 +357,9 @@ pub fn text(receipt: &Receipt) -> String {
             "skipped    {} on which --where failed",
             format::number(counts.where_skipped)
         ));
+    }
+    if !receipt.overridden.is_empty() {
+        lines.push(format!("overridden {}", receipt.overridden.join(", ")));
     }
     if let Some(refusal) = &receipt.refusal {
         lines.push(format!("refused    {refusal}"));

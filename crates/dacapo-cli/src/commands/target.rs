@@ -43,9 +43,6 @@ pub async fn facts(
     facts.exists = Some(asked.exists);
     facts.depth = asked.depth;
     facts.consumers = asked.consumers;
-    if !asked.exists {
-        facts.warnings.push(format!("{target} does not exist on {}", asked.peer));
-    }
     let mut warn = |warning: String| facts.warnings.push(warning);
     match target {
         Target::Queue { queue } if asked.exists && asked.consumers == Some(0) => {
@@ -58,7 +55,6 @@ pub async fn facts(
         }
         Target::Exchange { exchange, .. } => {
             warn(format!("everyone bound to exchange `{exchange}` sees the events"));
-            warn("an alternate exchange would take unroutable events silently; AMQP cannot ask for one".to_owned());
         }
         Target::Original => {
             warn("everyone sees the events, as when they were first published".to_owned());
@@ -99,9 +95,8 @@ pub fn writes_to_stdout(target: &Target) -> bool {
     matches!(target, Target::File { path } if is_stdout(path))
 }
 
-/// Refuses a target that cannot work, before anything is made for it: a queue or exchange that is
-/// not there, a file that is.
-pub fn refuse_unfit(target: &Target, facts: &TargetFacts) -> anyhow::Result<()> {
+/// Refuses a file that cannot be written, before anything is made for it.
+pub fn refuse_unfit(target: &Target) -> anyhow::Result<()> {
     if let Target::File { path } = target
         && !is_stdout(path)
     {
@@ -114,13 +109,6 @@ pub fn refuse_unfit(target: &Target, facts: &TargetFacts) -> anyhow::Result<()> 
             let problem = format!("there is no directory to put `{shown}` into; make it first");
             return Err(Failure::configuration(problem).into());
         }
-    }
-    if target.is_bus() && facts.exists == Some(false) {
-        let problem = format!(
-            "{target} does not exist on the broker, so nothing was published; check its name and the \
-             virtual host in --amqp, or let its service declare it first"
-        );
-        return Err(Failure::refused(problem).into());
     }
     Ok(())
 }
@@ -163,7 +151,8 @@ fn lines_of(file: File) -> std::io::Result<u64> {
     }
 }
 
-fn amqp_target(target: &Target, id: Option<&ReplayId>) -> AmqpTarget {
+/// Returns the target as a replay of this id, or one to come, publishes to it.
+pub fn amqp_target(target: &Target, id: Option<&ReplayId>) -> AmqpTarget {
     match target.clone() {
         Target::Queue { queue } => {
             let name = format!("dacapo.replay.{}", id.map_or("", ReplayId::as_str));

@@ -9,6 +9,7 @@ use proptest::prelude::*;
 use serde_json::json;
 
 use super::*;
+use crate::preflight::{Check, Finding, Preflight, Severity, Unchecked, Wishes};
 use crate::survey::Depth;
 use crate::testing::{Archive, any_selection, at, clock, event, everything};
 
@@ -70,6 +71,25 @@ prop_compose! {
     }
 }
 
+fn preflight(n: u64) -> Preflight {
+    let finding = |check| Finding {
+        check,
+        severity: if n.is_multiple_of(2) { Severity::Refusal } else { Severity::Warning },
+        what: "queue `é` drops".to_owned(),
+        next_step: "take it away".to_owned(),
+        overridden: n.is_multiple_of(3),
+    };
+    let why = "nobody asked".to_owned();
+    Preflight {
+        wishes: Wishes {
+            require_consumer: n.is_multiple_of(2),
+            overrides: Check::ALL.into_iter().take((n % 12) as usize).collect(),
+        },
+        findings: Check::ALL.into_iter().skip((n % 12) as usize).map(finding).collect(),
+        unchecked: vec![Unchecked { checks: Check::ALL.to_vec(), why }],
+    }
+}
+
 /// A plan of a request with every other field filled in, without an archive.
 fn plan_of(request: Request, n: u64) -> Plan {
     let segment = |n: u64| PlannedSegment {
@@ -104,6 +124,8 @@ fn plan_of(request: Request, n: u64) -> Plan {
             consumers: None,
             warnings: vec!["an alternate exchange hides unroutable messages".to_owned()],
         },
+        exchanges: ["shop".to_owned(), String::new()].into(),
+        preflight: preflight(n),
         made_at: clock(),
     }
 }

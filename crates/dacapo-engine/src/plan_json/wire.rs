@@ -1,10 +1,12 @@
 //! The members of a saved plan, as they are written.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::num::{NonZeroU32, NonZeroU64};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Number;
+
+use super::preflight::PreflightJson;
 
 #[derive(Deserialize)]
 pub(super) struct FormatJson {
@@ -30,6 +32,11 @@ pub(super) struct PlanJson {
     pub(super) times_exact: bool,
     pub(super) gaps: Vec<GapJson>,
     pub(super) target: TargetFactsJson,
+    /// Since the checks of a target; a plan without has none.
+    #[serde(default)]
+    pub(super) exchanges: BTreeSet<String>,
+    #[serde(default)]
+    pub(super) preflight: PreflightJson,
     pub(super) archive: String,
     pub(super) made_at: String,
     pub(super) request: RequestJson,

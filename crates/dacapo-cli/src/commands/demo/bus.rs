@@ -3,9 +3,8 @@
 
 use std::num::NonZeroU16;
 
-use dacapo_amqp::{
-    AmqpConnect, AmqpSubscribe, AmqpTarget, Binding, Broker, Via, inspect, parked_queue,
-};
+use dacapo_amqp::{AmqpConnect, AmqpSubscribe, AmqpTarget, Binding, Broker, Via, inspect};
+use dacapo_bus::broker::parked_queue;
 use dacapo_bus::memory::{ExchangeKind, MemoryBus, QueueOptions, RoutingKey};
 use dacapo_bus::{BusError, Connect, Subscribe};
 use dacapo_engine::survey::TargetFacts;

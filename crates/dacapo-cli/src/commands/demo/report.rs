@@ -218,6 +218,7 @@ mod tests {
                 bytes_full_scan: 100,
                 plan: nothing.to_string(),
                 target: "queue `orders`".to_owned(),
+                overridden: Vec::new(),
                 refusal: None,
             },
             seconds: 1.0,

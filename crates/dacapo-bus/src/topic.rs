@@ -1,7 +1,7 @@
-//! AMQP topic patterns, as far as the bus in memory needs them.
+//! AMQP topic patterns, as far as the bus in memory and bindings need them.
 
 /// Returns whether `pattern` (words between dots; `*` is one word, `#` any number) matches `key`.
-pub(super) fn matches(pattern: &[u8], key: &[u8]) -> bool {
+pub(crate) fn matches(pattern: &[u8], key: &[u8]) -> bool {
     if pattern == b"#" {
         return true;
     }

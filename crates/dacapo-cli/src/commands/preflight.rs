@@ -1,0 +1,131 @@
+//! Asks the broker what speaks against a replay, tells it, and refuses.
+
+use dacapo_bus::broker::Topology;
+use dacapo_engine::plan::Plan;
+use dacapo_engine::preflight::{Check, Facts, Load, Preflight, Severity, Wishes, check};
+use dacapo_engine::request::Target;
+use dacapo_engine::survey::TargetFacts;
+
+use super::target;
+use crate::exit::Failure;
+use crate::output::words;
+use crate::settings::Settings;
+
+/// Looks at the target of a plan of which so many events are confirmed already.
+///
+/// Nothing on the broker is changed. What cannot be asked is not an error but said in the outcome.
+pub async fn look(
+    plan: &Plan,
+    confirmed: u64,
+    target: &TargetFacts,
+    wishes: Wishes,
+    settings: &Settings,
+) -> anyhow::Result<Preflight> {
+    let load = Load::of(plan, confirmed);
+    let (exists, depth, consumers) = (target.exists, target.depth, target.consumers);
+    let Some(broker) = settings.broker_if_named("dacapo plan") else {
+        let why = "no broker was named (--amqp)".to_owned();
+        let (denied, nodes, topology) = (Err(why.clone()), Err(why.clone()), Err(why));
+        let facts = Facts { exists, depth, consumers, denied, nodes, topology };
+        return Ok(check(&load, &facts, wishes));
+    };
+    if !load.target.is_bus() {
+        return Ok(Preflight { wishes, ..Preflight::default() });
+    }
+    let denied = match exists {
+        // Who lacks permission for what is not there is not the question.
+        Some(false) => Ok(Vec::new()),
+        _ => Ok(dacapo_amqp::denied(
+            &broker,
+            &target::amqp_target(load.target, None),
+            load.exchanges,
+        )
+        .await?),
+    };
+    let (nodes, topology) = match settings.management() {
+        None => {
+            let why = "AMQP cannot tell; name the management plugin (--management)".to_owned();
+            (Err(why.clone()), Err(why))
+        }
+        Some(management) => {
+            let (nodes, topology) =
+                tokio::join!(management.nodes(), management.topology(broker.url.vhost()));
+            let topology = topology.map_err(|error| words(&error));
+            let topology = topology.and_then(|topology| match exists == Some(true) {
+                true => of_this_broker(topology, load.target, management),
+                false => Ok(topology),
+            });
+            (nodes.map_err(|error| words(&error)), topology)
+        }
+    };
+    let facts = Facts { exists, depth, consumers, denied, nodes, topology };
+    Ok(check(&load, &facts, wishes))
+}
+
+/// Makes sure that what AMQP finds is what the plugin tells of: they may be of two brokers.
+fn of_this_broker(
+    topology: Topology,
+    target: &Target,
+    management: &impl std::fmt::Display,
+) -> Result<Topology, String> {
+    let known = match target {
+        Target::Queue { queue } | Target::QueueViaDefaultExchange { queue } => {
+            topology.queues.contains_key(queue)
+        }
+        Target::Exchange { exchange, .. } => {
+            exchange.is_empty() || topology.exchanges.contains_key(exchange)
+        }
+        Target::Original | Target::File { .. } => true,
+    };
+    match known {
+        true => Ok(topology),
+        false => Err(format!(
+            "{management} does not know {target}, which --amqp does; name the management plugin of the \
+             same broker"
+        )),
+    }
+}
+
+/// Refuses a target with something against it that the operator has not overridden.
+pub fn refuse(preflight: &Preflight) -> anyhow::Result<()> {
+    let refusals: Vec<_> = preflight.refusals().collect();
+    if refusals.is_empty() {
+        return Ok(());
+    }
+    let mut lines = vec!["nothing was published, because the target is not fit".to_owned()];
+    lines.extend(refusals.iter().map(|finding| {
+        let name = finding.check;
+        format!(
+            "{name}: {}; {}, or go on with `--override {name}`",
+            finding.what, finding.next_step
+        )
+    }));
+    Err(Failure::refused(lines.join("\n  ")).into())
+}
+
+/// Returns the outcome as lines of a plan.
+pub fn lines(preflight: &Preflight) -> Vec<String> {
+    let mut lines: Vec<String> = preflight
+        .findings
+        .iter()
+        .map(|finding| {
+            let word = match (finding.severity, finding.overridden) {
+                (Severity::Warning, _) => "note       ",
+                (Severity::Refusal, true) => "OVERRIDDEN ",
+                (Severity::Refusal, false) => "REFUSED    ",
+            };
+            format!("{word}{}: {}; {}", finding.check, finding.what, finding.next_step)
+        })
+        .collect();
+    for unchecked in &preflight.unchecked {
+        let names: Vec<&str> = unchecked.checks.iter().copied().map(Check::as_str).collect();
+        lines.push(format!("unchecked  {}: {}", names.join(", "), unchecked.why));
+    }
+    if preflight.refusals().next().is_some() {
+        lines.push(
+            "note       a replay refuses this target, unless each REFUSED check is given to --override"
+                .to_owned(),
+        );
+    }
+    lines
+}

@@ -1,0 +1,212 @@
+//! What is in a virtual host: exchanges, queues, bindings, and the policies that apply to them.
+
+use dacapo_bus::broker::{
+    Binding, DeadLetter, Destination, Exchange, ExchangeKind, Overflow, Queue, Setting, Topology,
+    parked_queue,
+};
+use serde_json::Value;
+
+use crate::address::encode;
+use crate::ask::tags;
+use crate::policies::{Kind, Policies};
+use crate::{Management, ManagementError};
+
+// Only these columns: a queue has hundreds. What the plugin says of policies comes from statistics,
+// which a queue of the last seconds does not have yet; policies are matched here instead.
+const QUEUES: &str = "columns=name,arguments,auto_delete,message_bytes,type";
+const EXCHANGES: &str = "columns=name,type,arguments";
+const BINDINGS: &str = "columns=source,destination,destination_type,routing_key";
+
+impl Management {
+    /// Returns what is in a virtual host; the user needs the tag `monitoring` and access to it.
+    ///
+    /// # Errors
+    /// No connection or no answer in time, the account refused, an answer of another form or of more
+    /// than 16 MiB. Cancel-safe.
+    pub async fn topology(&self, vhost: &str) -> Result<Topology, ManagementError> {
+        let policies = self.policies(vhost).await?;
+        let mut topology = Topology::default();
+        for queue in self.list("queues", vhost, QUEUES).await? {
+            if let Some((name, queue)) = read_queue(&queue, &policies) {
+                topology.queues.insert(name, queue);
+            }
+        }
+        for exchange in self.list("exchanges", vhost, EXCHANGES).await? {
+            if let Some((name, exchange)) = read_exchange(&exchange, &policies) {
+                topology.exchanges.insert(name, exchange);
+            }
+        }
+        let bindings = self.list("bindings", vhost, BINDINGS).await?;
+        topology.bindings = bindings.iter().filter_map(read_binding).collect();
+        Ok(topology)
+    }
+
+    /// Returns the policies of a virtual host, the operator's included.
+    pub(crate) async fn policies(&self, vhost: &str) -> Result<Policies, ManagementError> {
+        let policies = self.list("policies", vhost, "").await?;
+        let operators = self.list("operator-policies", vhost, "").await?;
+        Ok(Policies::read(&policies, &operators))
+    }
+
+    /// Returns a list of what is in a virtual host.
+    pub(crate) async fn list(
+        &self,
+        what: &str,
+        vhost: &str,
+        query: &str,
+    ) -> Result<Vec<Value>, ManagementError> {
+        let path = format!("{what}/{}?{query}", encode(vhost));
+        match self.get(&path, tags::MONITORING).await? {
+            Value::Array(list) => Ok(list),
+            _ => Err(self.strange(&path, "it is no list")),
+        }
+    }
+}
+
+fn read_queue(json: &Value, policies: &Policies) -> Option<(String, Queue)> {
+    let name = json["name"].as_str()?.to_owned();
+    let arguments = &json["arguments"];
+    let is_quorum = json["type"] == "quorum" || arguments["x-queue-type"] == "quorum";
+    let set = policies.of_queue(&name, json["type"].as_str().unwrap_or("classic"));
+    // Of a limit that argument and policies set, the lower one holds.
+    let limit = |word: &str| set.lowest(&arguments[format!("x-{word}")], word);
+    // Of everything else, the argument.
+    let text = |word: &str| set.text(&arguments[format!("x-{word}")], word);
+    let routing_key = text("dead-letter-routing-key");
+    let dead_letter = text("dead-letter-exchange");
+    let dead_letter = dead_letter.map(|exchange| DeadLetter {
+        exchange: exchange.value,
+        routing_key: routing_key.map(|key| key.value),
+    });
+    let parked = DeadLetter { exchange: String::new(), routing_key: Some(parked_queue(&name)) };
+    let queue = Queue {
+        message_ttl: limit("message-ttl"),
+        expires: limit("expires"),
+        length_max: limit("max-length"),
+        bytes_max: limit("max-length-bytes"),
+        overflow: match text("overflow").as_ref().map(|overflow| overflow.value.as_str()) {
+            Some("reject-publish" | "reject-publish-dlx") => Overflow::Reject,
+            _ => Overflow::DropHead,
+        },
+        is_archivers: is_quorum
+            && arguments["x-single-active-consumer"] == true
+            && dead_letter.as_ref() == Some(&parked),
+        dead_letter,
+        auto_delete: json["auto_delete"] == true,
+        bytes: json["message_bytes"].as_u64(),
+    };
+    Some((name, queue))
+}
+
+fn read_exchange(json: &Value, policies: &Policies) -> Option<(String, Exchange)> {
+    let name = json["name"].as_str()?.to_owned();
+    let set = policies.of(&name, Kind::Exchange);
+    let kind = match json["type"].as_str()? {
+        "direct" => ExchangeKind::Direct,
+        "fanout" => ExchangeKind::Fanout,
+        "topic" => ExchangeKind::Topic,
+        _ => ExchangeKind::Other,
+    };
+    let argument = json["arguments"]["alternate-exchange"].as_str();
+    let alternate = match argument {
+        Some(value) => Some(Setting {
+            value: value.to_owned(),
+            by: "argument `alternate-exchange`".to_owned(),
+        }),
+        None => set.text(&Value::Null, "alternate-exchange"),
+    };
+    Some((name, Exchange { kind, alternate }))
+}
+
+fn read_binding(json: &Value) -> Option<Binding> {
+    let destination = json["destination"].as_str()?.to_owned();
+    Some(Binding {
+        source: json["source"].as_str()?.to_owned(),
+        destination: match json["destination_type"].as_str()? {
+            "queue" => Destination::Queue(destination),
+            _ => Destination::Exchange(destination),
+        },
+        routing_key: json["routing_key"].as_str()?.to_owned(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn policies() -> Policies {
+        Policies::read(
+            &[
+                json!({ "name": "short", "pattern": "^orders", "apply-to": "queues", "priority": 1,
+                        "definition": { "message-ttl": 60_000, "overflow": "reject-publish" } }),
+                json!({ "name": "spill", "pattern": "^shop$", "apply-to": "exchanges", "priority": 0,
+                        "definition": { "alternate-exchange": "unrouted" } }),
+            ],
+            &[json!({ "name": "cap", "pattern": ".*", "apply-to": "queues", "priority": 0,
+                      "definition": { "max-length": 10, "message-ttl": 90_000 } })],
+        )
+    }
+
+    fn queue(json: Value) -> Queue {
+        read_queue(&json, &policies()).unwrap().1
+    }
+
+    fn set<T>(value: T, by: &str) -> Option<Setting<T>> {
+        Some(Setting { value, by: by.to_owned() })
+    }
+
+    #[test]
+    fn of_limits_the_lowest_holds_and_of_the_rest_the_argument() {
+        let plain = queue(json!({ "name": "orders", "arguments": {}, "message_bytes": 7 }));
+        assert_eq!(plain.message_ttl, set(60_000, "policy `short`"));
+        assert_eq!(plain.length_max, set(10, "operator policy `cap`"));
+        assert_eq!(plain.overflow, Overflow::Reject);
+        assert_eq!((plain.expires, plain.bytes, plain.is_archivers), (None, Some(7), false));
+        let arguments = json!({ "x-message-ttl": 5, "x-overflow": "drop-head", "x-expires": 9 });
+        let own = queue(json!({ "name": "orders", "arguments": arguments, "auto_delete": true }));
+        assert_eq!(own.message_ttl, set(5, "argument `x-message-ttl`"));
+        assert_eq!(own.expires, set(9, "argument `x-expires`"));
+        assert_eq!(own.overflow, Overflow::DropHead);
+        assert!(own.auto_delete);
+    }
+
+    #[test]
+    fn an_archivers_queue_is_known_by_its_parking_queue() {
+        let archivers = |name: &str, parked: &str, single: bool| {
+            let arguments = json!({
+                "x-queue-type": "quorum", "x-single-active-consumer": single,
+                "x-dead-letter-exchange": "", "x-dead-letter-routing-key": parked,
+            });
+            queue(json!({ "name": name, "type": "quorum", "arguments": arguments })).is_archivers
+        };
+        assert!(archivers("dacapo.archive", "dacapo.archive.parked", true));
+        assert!(!archivers("dacapo.archive", "dacapo.archive.parked", false));
+        assert!(!archivers("orders", "orders.dead", true));
+    }
+
+    #[test]
+    fn an_alternate_exchange_comes_from_the_argument_or_a_policy() {
+        let alternate = |name: &str, arguments: Value| {
+            let json = json!({ "name": name, "type": "topic", "arguments": arguments });
+            read_exchange(&json, &policies()).unwrap().1.alternate
+        };
+        let unrouted = |by| set("unrouted".to_owned(), by);
+        assert_eq!(alternate("shop", json!({})), unrouted("policy `spill`"));
+        let own = json!({ "alternate-exchange": "unrouted" });
+        assert_eq!(alternate("other", own), unrouted("argument `alternate-exchange`"));
+        assert_eq!(alternate("other", json!({})), None);
+    }
+
+    #[test]
+    fn a_binding_leads_to_a_queue_or_an_exchange() {
+        let binding = |kind: &str| {
+            let json = json!({ "source": "shop", "destination": "d", "destination_type": kind,
+                               "routing_key": "k" });
+            read_binding(&json).unwrap().destination
+        };
+        assert_eq!(binding("queue"), Destination::Queue("d".to_owned()));
+        assert_eq!(binding("exchange"), Destination::Exchange("d".to_owned()));
+    }
+}
