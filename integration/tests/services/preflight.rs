@@ -256,7 +256,7 @@ fn alarms_of_a_real_broker_are_refused_while_they_last() {
     refuses("broker-memory-alarm");
     rabbit.ctl(&["set_vm_memory_high_watermark", "absolute", "2GB"]).unwrap();
     // More than any disk has.
-    rabbit.ctl(&["set_disk_free_limit", "1000TB"]).unwrap();
+    rabbit.ctl(&["set_disk_free_limit", "1000000GB"]).unwrap();
     refuses("broker-disk-low");
     rabbit.ctl(&["set_disk_free_limit", "50MB"]).unwrap();
     let clear = || {
