@@ -9,6 +9,9 @@ use serde_json::json;
 use super::kind::{Kind, Side};
 use super::schedule::Fault;
 
+/// The most findings that are told of one fault: the first say what is wrong.
+const FINDINGS_MAX: usize = 8;
+
 /// How a fault was stood.
 #[derive(Debug, Default)]
 pub struct Verdict {
@@ -101,7 +104,7 @@ impl Report {
                 println!(
                     "seed {seed} fault {number}/{asked} world {world} {kind:<16} {side:<8} {word:<6} {seconds:5.1} s  {evidence}"
                 );
-                for finding in &verdict.findings {
+                for finding in verdict.findings.iter().take(FINDINGS_MAX) {
                     println!("    {finding}");
                 }
             }
@@ -126,7 +129,7 @@ impl Report {
         match self.form {
             Form::Text => {
                 println!("seed {} world {world} FAILED at its end", self.seed);
-                for finding in &verdict.findings {
+                for finding in verdict.findings.iter().take(FINDINGS_MAX) {
                     println!("    {finding}");
                 }
             }
