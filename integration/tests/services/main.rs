@@ -24,6 +24,7 @@ mod pipeline;
 mod platform;
 mod preflight;
 mod replay_control;
+mod retention;
 mod s3_store;
 mod witnesses;
 
