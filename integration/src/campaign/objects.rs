@@ -245,7 +245,13 @@ fn serve(mut client: TcpStream, shared: &Shared) -> io::Result<()> {
         Some(Harm::Answer(status, code, Moment::Before)) => {
             return client.write_all(&failure(status, code));
         }
-        Some(Harm::Hold(Moment::Before)) => shared.hold(),
+        Some(Harm::Hold(Moment::Before)) => {
+            shared.hold();
+            if is_gone(&client)? {
+                // What a dead machine had not sent is never sent.
+                return Ok(());
+            }
+        }
         Some(Harm::Reset(Moment::Before)) => return reset(&client),
         Some(Harm::Truncate) if !request.body.is_empty() => {
             request.body.truncate(request.body.len() / 2);
@@ -323,6 +329,14 @@ fn begin(request: &Request, server: u16) -> io::Result<TcpStream> {
     let head = format!("{}Connection: close\r\n\r\n", request.head);
     upstream.write_all(&[head.as_bytes(), &request.body].concat())?;
     Ok(upstream)
+}
+
+/// Returns whether the client has ended the connection.
+fn is_gone(client: &TcpStream) -> io::Result<bool> {
+    client.set_nonblocking(true)?;
+    let peeked = client.peek(&mut [0]);
+    client.set_nonblocking(false)?;
+    Ok(!peeked.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock))
 }
 
 fn reset(client: &TcpStream) -> io::Result<()> {
