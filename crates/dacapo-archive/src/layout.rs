@@ -4,13 +4,14 @@
 //! segments/stream=S/date=2026-11-23/hour=08/00000000000000000001.parquet   Hive-partitioned
 //! chain/S/00000000000000000001.json    write-once: commits the segment that begins there
 //! heads/S.json                         mutable: how far the stream goes
+//! definitions/vhost=V/…-….json         write-once: what the broker was made of since then
 //! probe/…                              left behind only by a writer killed while it probed
 //! ```
 //!
 //! Keys of one stream sort by time and then by sequence, and sequences are written
 //! with 20 digits so that their text sorts as their numbers do.
 
-use dacapo_event::{Sequence, StreamName, Timestamp};
+use dacapo_event::{Digest, Sequence, StreamName, Timestamp};
 
 use crate::store::ObjectKey;
 
@@ -20,6 +21,8 @@ pub const SEGMENTS: &str = "segments/";
 pub const CHAIN: &str = "chain/";
 /// Prefix of all heads.
 pub const HEADS: &str = "heads/";
+/// Prefix of all definitions of brokers.
+pub const DEFINITIONS: &str = "definitions/";
 
 /// Returns the key of the segment whose first event is `first`, in the partition of `partition`.
 pub fn segment(stream: &StreamName, partition: Timestamp, first: Sequence) -> ObjectKey {
@@ -78,6 +81,68 @@ fn parse_sequence(digits: &str) -> Option<Sequence> {
         .then(|| digits.parse().ok())?
 }
 
+/// An object with a broker's definitions: `definitions/vhost=V/20261124T030000000000Z-DIGEST.json`,
+/// with the virtual host percent-encoded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeptDefinitions {
+    /// Where it is.
+    pub key: ObjectKey,
+    /// When they were first seen.
+    pub since: Timestamp,
+    /// How the digest of the object begins.
+    pub digest: String,
+}
+
+/// Digits of the digest in a name: enough to tell one change from another.
+const DEFINITIONS_DIGITS: usize = 8;
+
+/// How the time is written there: sorts as time does, to the microsecond.
+const DEFINITIONS_TIME: &str = "%Y%m%dT%H%M%S%6fZ";
+
+impl KeptDefinitions {
+    /// Returns the object of definitions with this digest, first seen then.
+    pub fn new(vhost: &str, since: Timestamp, digest: &Digest) -> Self {
+        let digest = digest.to_string()[..DEFINITIONS_DIGITS].to_owned();
+        let time = since.to_jiff().strftime(DEFINITIONS_TIME);
+        let key = key(format!("{}{time}-{digest}.json", definitions_of(vhost)));
+        KeptDefinitions { key, since, digest }
+    }
+
+    /// Returns what a key says, or nothing if it is not one of definitions.
+    pub fn parse(key: &ObjectKey) -> Option<Self> {
+        let (_, file) = key.as_str().strip_prefix(DEFINITIONS)?.split_once('/')?;
+        let (time, digest) = file.strip_suffix(".json")?.split_once('-')?;
+        // As RFC 3339 has it.
+        let part = |range| time.get(range);
+        let (date, clock) = (part(0..8)?, part(9..21)?);
+        let text = format!(
+            "{}-{}-{}T{}:{}:{}.{}Z",
+            date.get(0..4)?,
+            date.get(4..6)?,
+            date.get(6..8)?,
+            clock.get(0..2)?,
+            clock.get(2..4)?,
+            clock.get(4..6)?,
+            clock.get(6..12)?,
+        );
+        let since = text.parse().ok()?;
+        Some(KeptDefinitions { key: key.clone(), since, digest: digest.to_owned() })
+    }
+}
+
+/// Returns the prefix of the definitions of a virtual host.
+pub fn definitions_of(vhost: &str) -> String {
+    let mut encoded = String::with_capacity(vhost.len());
+    for byte in vhost.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-_.".contains(&byte) {
+            encoded.push(char::from(byte));
+        } else {
+            encoded.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    format!("{DEFINITIONS}vhost={encoded}/")
+}
+
 fn key(text: String) -> ObjectKey {
     text.parse().expect("built of a valid stream name, digits and fixed text")
 }
@@ -98,6 +163,24 @@ mod tests {
         assert_eq!(parse_segment(&segment), Some((stream.clone(), 17)));
         assert_eq!(parse_chain_entry(&chain_entry(&stream, 17)), Some((stream.clone(), 17)));
         assert_eq!(parse_head(&head(&stream)), Some(stream));
+    }
+
+    #[test]
+    fn definitions_are_read_back_and_sort_by_time() {
+        let digest = Digest::of(b"x");
+        let since = "2026-11-24T03:00:00.000001Z".parse().unwrap();
+        let kept = KeptDefinitions::new("/shop é", since, &digest);
+        let place = "definitions/vhost=%2Fshop%20%C3%A9/20261124T030000000001Z-";
+        assert!(kept.key.as_str().starts_with(place), "{}", kept.key);
+        assert_eq!(KeptDefinitions::parse(&kept.key), Some(kept.clone()));
+        let later =
+            KeptDefinitions::new("/shop é", "2026-11-24T03:00:01Z".parse().unwrap(), &digest);
+        assert!(kept.key < later.key);
+        for text in
+            ["definitions/vhost=a/x.json", "definitions/vhost=a/20261124T03-1.json", "heads/a"]
+        {
+            assert_eq!(KeptDefinitions::parse(&text.parse().unwrap()), None, "{text}");
+        }
     }
 
     #[test]

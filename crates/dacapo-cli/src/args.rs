@@ -13,7 +13,7 @@ use clap::builder::styling::Styles;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
-pub use archive::{FieldArgs, ImportArgs, LsArgs, RunArgs, VerifyArgs};
+pub use archive::{DefinitionsArgs, FieldArgs, ImportArgs, LsArgs, RunArgs, VerifyArgs};
 pub use pace::PaceArgs;
 pub use preflight::PreflightArgs;
 pub use selection::{SelectionArgs, read_bounded};
@@ -169,6 +169,9 @@ pub enum ArchiveCommand {
     Ls(LsArgs),
     /// Check every segment, its digest, its place in the chain, and the heads
     Verify(VerifyArgs),
+    /// Print the broker's definitions as `archive run --management` kept them, for
+    /// `rabbitmqctl import_definitions`
+    Definitions(DefinitionsArgs),
 }
 
 #[derive(Debug, Subcommand)]

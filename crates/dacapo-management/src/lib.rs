@@ -9,6 +9,7 @@
 
 mod address;
 mod ask;
+mod definitions;
 mod error;
 mod nodes;
 mod policies;

@@ -13,6 +13,7 @@ mod bad_input;
 mod broker_disk;
 mod certificates;
 mod contract;
+mod definitions;
 mod demo;
 mod fixtures;
 mod harness;

@@ -48,6 +48,19 @@ pub struct RunArgs {
     pub attributes: AttributeArgs,
 }
 
+#[derive(Debug, Args)]
+pub struct DefinitionsArgs {
+    /// The virtual host
+    #[arg(long, default_value = "/", value_name = "VHOST")]
+    pub vhost: String,
+    /// Those in force at this time instead of the last ones: RFC 3339, a date, or "2h ago"
+    #[arg(long, value_name = "TIME", conflicts_with = "list")]
+    pub at: Option<String>,
+    /// List all that were kept, and since when each was in force
+    #[arg(long)]
+    pub list: bool,
+}
+
 /// Where attributes come from: the first place that has a value.
 #[derive(Debug, Clone, Args)]
 #[command(

@@ -16,6 +16,7 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 use serde_json::{Value, json};
 
+use self::definitions::Keeping;
 use self::disk::Watching;
 use super::import;
 use crate::args::{ArchiveCommand, LsArgs, RunArgs, VerifyArgs};
@@ -29,6 +30,7 @@ use crate::serve;
 use crate::settings::Settings;
 use crate::signals::Signals;
 
+mod definitions;
 mod disk;
 
 pub async fn run(
@@ -41,6 +43,7 @@ pub async fn run(
         ArchiveCommand::Import(args) => import::run(&args, settings, output).await,
         ArchiveCommand::Ls(args) => ls(&args, settings, output).await,
         ArchiveCommand::Verify(args) => check(&args, settings, output).await,
+        ArchiveCommand::Definitions(args) => definitions::show(&args, settings, output).await,
     }
 }
 
@@ -57,6 +60,11 @@ async fn archiver(args: RunArgs, settings: &Settings, output: &Output) -> anyhow
     let mut registry = process::registry(settings.clock);
     register_facts(&mut registry, &stream, &args.queue, &blind);
     let metrics = Arc::new(Metrics::register(&mut registry, settings.clock));
+    let keeping = management.clone().map(|management| {
+        let vhost = broker.url.vhost().to_owned();
+        Keeping::register(&mut registry, management, vhost, Arc::clone(&store), settings.clock)
+    });
+    let keeping = OptionFuture::from(keeping.map(Keeping::run));
     let watching = management.map(|management| Watching::register(&mut registry, management));
     let watching = OptionFuture::from(watching.map(|watching| watching.run(&metrics)));
     let serving = match args.metrics {
@@ -100,8 +108,8 @@ async fn archiver(args: RunArgs, settings: &Settings, output: &Output) -> anyhow
         };
         dacapo_archiver::run(config, store, &bus, &metrics, shutdown).await
     };
-    // Both go on until the archiver ends; one that was not asked for is over at once.
-    let beside = futures::future::join(OptionFuture::from(serving), watching);
+    // All go on until the archiver ends; one that was not asked for is over at once.
+    let beside = futures::future::join3(OptionFuture::from(serving), watching, keeping);
     tokio::pin!(archive);
     let totals = tokio::select! {
         totals = &mut archive => totals?,
