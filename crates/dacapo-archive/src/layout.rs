@@ -5,6 +5,8 @@
 //! chain/S/00000000000000000001.json    write-once: commits the segment that begins there
 //! heads/S.json                         mutable: how far the stream goes
 //! definitions/vhost=V/…-….json         write-once: what the broker was made of since then
+//! damaged/KEY.1                        what was at KEY before `archive repair` replaced it
+//! verified.json                        mutable: when `archive verify` last found all sound
 //! probe/…                              left behind only by a writer killed while it probed
 //! ```
 //!
@@ -23,6 +25,9 @@ pub const CHAIN: &str = "chain/";
 pub const HEADS: &str = "heads/";
 /// Prefix of all definitions of brokers.
 pub const DEFINITIONS: &str = "definitions/";
+
+/// Prefix of what `archive repair` replaced; not part of the archive.
+pub const DAMAGED: &str = "damaged/";
 
 /// Returns the key of the segment whose first event is `first`, in the partition of `partition`.
 pub fn segment(stream: &StreamName, partition: Timestamp, first: Sequence) -> ObjectKey {
@@ -53,6 +58,16 @@ pub fn end_of_chain(stream: &StreamName) -> ObjectKey {
 /// Returns the key of a stream's head.
 pub fn head(stream: &StreamName) -> ObjectKey {
     key(format!("{HEADS}{stream}.json"))
+}
+
+/// Returns the key of the record of the last successful verification; not part of the archive.
+pub fn verified() -> ObjectKey {
+    key("verified.json".to_owned())
+}
+
+/// Returns the key of the `copy`th copy of an object that was damaged.
+pub fn damaged(object: &ObjectKey, copy: u32) -> ObjectKey {
+    key(format!("{DAMAGED}{object}.{copy}"))
 }
 
 /// Returns the stream and first sequence of a segment's key, or nothing if it is not one.

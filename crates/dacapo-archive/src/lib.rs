@@ -2,7 +2,7 @@
 //!
 //! What lives here: the segment format ([`SegmentBuilder`], [`Segment`]), how segments
 //! are committed to their stream ([`StreamWriter`], [`chain`]), the [`store`] seam with
-//! its file and memory implementations, and [`verify`]. What does not: which events are
+//! its file and memory implementations, [`verify`] and [`repair`]. What does not: which events are
 //! wanted (`dacapo-filter`), where they came from, any clock.
 //!
 //! Invariants: the archive is ground truth; segments are immutable; a segment belongs to
@@ -16,11 +16,15 @@ mod rows;
 mod schema;
 mod segment;
 mod summary;
+#[cfg(test)]
+mod testing;
 mod writer;
 
 pub mod chain;
 pub mod layout;
+pub mod repair;
 pub mod store;
+pub mod verified;
 pub mod verify;
 
 pub use builder::{Sealed, SegmentBuilder};

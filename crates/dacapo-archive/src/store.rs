@@ -20,6 +20,7 @@ pub mod conformance;
 pub mod file;
 pub mod memory;
 pub mod metered;
+pub mod overlay;
 
 /// The key of an object under the archive's prefix: `/`-separated, relative, without `.` or `..`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]

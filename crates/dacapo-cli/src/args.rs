@@ -13,7 +13,9 @@ use clap::builder::styling::Styles;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
-pub use archive::{DefinitionsArgs, FieldArgs, ImportArgs, LsArgs, RunArgs, VerifyArgs};
+pub use archive::{
+    DefinitionsArgs, FieldArgs, ImportArgs, LsArgs, RepairArgs, RunArgs, VerifyArgs,
+};
 pub use pace::PaceArgs;
 pub use preflight::PreflightArgs;
 pub use selection::{SelectionArgs, read_bounded};
@@ -172,6 +174,8 @@ pub enum ArchiveCommand {
     /// Print the broker's definitions as `archive run --management` kept them, for
     /// `rabbitmqctl import_definitions`
     Definitions(DefinitionsArgs),
+    /// Rebuild what the archive can prove: chain entries, heads, the index; list what it cannot
+    Repair(RepairArgs),
 }
 
 #[derive(Debug, Subcommand)]

@@ -24,6 +24,7 @@ mod permissions;
 mod pipeline;
 mod platform;
 mod preflight;
+mod repairing;
 mod replay_control;
 mod retention;
 mod s3_store;

@@ -1,16 +1,10 @@
 //! Every kind of damage is found and named.
 
-use dacapo_event::{Event, Message, Timestamp};
-
 use super::*;
 use crate::store::memory::MemoryStore;
-use crate::{SegmentBuilder, StreamWriter};
+use crate::testing;
 
 mod damage;
-
-fn clock() -> Timestamp {
-    Timestamp::from_secs(1_800_000_000)
-}
 
 /// An archive of one stream with `segments` segments of two events.
 async fn archive(segments: u64) -> Arc<dyn Store> {
@@ -20,33 +14,7 @@ async fn archive(segments: u64) -> Arc<dyn Store> {
 }
 
 async fn extend(store: &Arc<dyn Store>, segments: u64) {
-    extend_stream(store, "shop", segments, "body").await;
-}
-
-async fn extend_stream(store: &Arc<dyn Store>, name: &str, segments: u64, note: &str) {
-    let name: StreamName = name.parse().unwrap();
-    let mut writer = StreamWriter::open(Arc::clone(store), name.clone(), clock).await.unwrap();
-    for _ in 0..segments {
-        let mut builder = SegmentBuilder::new(name.clone(), writer.next());
-        for _ in 0..2 {
-            let sequence = builder.next();
-            let event = Event {
-                sequence,
-                archived_at: clock(),
-                time: clock(),
-                id: format!("e{sequence}"),
-                kind: "t".to_owned(),
-                key: None,
-                message: Message {
-                    body: format!("{note} {sequence}").into(),
-                    ..Message::default()
-                },
-            };
-            builder.push(event).unwrap();
-        }
-        let sealed = builder.seal(writer.tip(), clock(), None).unwrap();
-        writer.append(&sealed).await.unwrap();
-    }
+    testing::extend(store, "shop", segments, "body").await;
 }
 
 async fn problems(store: &Arc<dyn Store>, expected: &[Head]) -> Vec<String> {

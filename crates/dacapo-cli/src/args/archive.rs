@@ -175,3 +175,10 @@ pub struct VerifyArgs {
     #[arg(long, value_name = "FILE")]
     pub write_heads: Option<PathBuf>,
 }
+
+#[derive(Debug, Args)]
+pub struct RepairArgs {
+    /// Show what would be done, and change nothing
+    #[arg(long)]
+    pub dry_run: bool,
+}

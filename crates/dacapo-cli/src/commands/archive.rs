@@ -7,7 +7,8 @@ use anyhow::Context;
 use dacapo_amqp::{AmqpSubscribe, BlindSpot, blind_spots};
 use dacapo_archive::chain::Head;
 use dacapo_archive::store::ObjectKey;
-use dacapo_archive::verify::verify;
+use dacapo_archive::verified;
+use dacapo_archive::verify::{Finding, verify};
 use dacapo_archiver::{ArchiverConfig, Health, Metrics, RollPolicy, WriteOnce};
 use dacapo_event::StreamName;
 use futures::future::OptionFuture;
@@ -23,7 +24,7 @@ use crate::args::{ArchiveCommand, LsArgs, RunArgs, VerifyArgs};
 use crate::exit::{Exit, Failure};
 use crate::format;
 use crate::open::{self, Access};
-use crate::output::Output;
+use crate::output::{Output, words};
 use crate::process;
 use crate::progress::Steps;
 use crate::serve;
@@ -32,6 +33,8 @@ use crate::signals::Signals;
 
 mod definitions;
 mod disk;
+mod repair;
+mod watch_verified;
 
 pub async fn run(
     command: ArchiveCommand,
@@ -44,6 +47,7 @@ pub async fn run(
         ArchiveCommand::Ls(args) => ls(&args, settings, output).await,
         ArchiveCommand::Verify(args) => check(&args, settings, output).await,
         ArchiveCommand::Definitions(args) => definitions::show(&args, settings, output).await,
+        ArchiveCommand::Repair(args) => repair::run(&args, settings, output).await,
     }
 }
 
@@ -67,6 +71,7 @@ async fn archiver(args: RunArgs, settings: &Settings, output: &Output) -> anyhow
     let keeping = OptionFuture::from(keeping.map(Keeping::run));
     let watching = management.map(|management| Watching::register(&mut registry, management));
     let watching = OptionFuture::from(watching.map(|watching| watching.run(&metrics)));
+    let verified = watch_verified::follow(&mut registry, Arc::clone(&store));
     let serving = match args.metrics {
         None => None,
         Some(address) => {
@@ -109,7 +114,7 @@ async fn archiver(args: RunArgs, settings: &Settings, output: &Output) -> anyhow
         dacapo_archiver::run(config, store, &bus, &metrics, shutdown).await
     };
     // All go on until the archiver ends; one that was not asked for is over at once.
-    let beside = futures::future::join3(OptionFuture::from(serving), watching, keeping);
+    let beside = futures::future::join4(OptionFuture::from(serving), watching, keeping, verified);
     tokio::pin!(archive);
     let totals = tokio::select! {
         totals = &mut archive => totals?,
@@ -239,17 +244,6 @@ async fn check(args: &VerifyArgs, settings: &Settings, output: &Output) -> anyho
     })
     .await?;
     steps.finish();
-    let findings = |findings: &[dacapo_archive::verify::Finding]| -> Vec<Value> {
-        let json = |finding: &dacapo_archive::verify::Finding| {
-            json!({
-                "segment": finding.key,
-                "problem": finding.problem,
-                "first_sequence": finding.sequences.map(|(first, _)| first),
-                "last_sequence": finding.sequences.map(|(_, last)| last),
-            })
-        };
-        findings.iter().map(json).collect()
-    };
     if report.streams == 0 && report.problems.is_empty() {
         // Not sound: nothing was proven, and a wrong prefix looks like that.
         return Err(open::empty(&store).into());
@@ -262,13 +256,18 @@ async fn check(args: &VerifyArgs, settings: &Settings, output: &Output) -> anyho
             output.talk("the heads were not written, because the archive is damaged");
         }
     }
+    let at = settings.now();
+    if sound && let Err(error) = verified::record(&*store, at, &report).await {
+        output.talk(&format!("note: not recorded for the alarms: {}", words(&error)));
+    }
     let json = json!({
+        "verified_at": at.to_string(),
         "streams": report.streams,
         "segments": report.segments,
         "events": report.events,
         "bytes": report.bytes,
-        "problems": findings(&report.problems),
-        "notes": findings(&report.notes),
+        "problems": report.problems.iter().map(finding_json).collect::<Vec<_>>(),
+        "notes": report.notes.iter().map(finding_json).collect::<Vec<_>>(),
     });
     output.result(&json, || {
         let mut text = String::new();
@@ -294,6 +293,22 @@ async fn check(args: &VerifyArgs, settings: &Settings, output: &Output) -> anyho
         )
     })?;
     Ok(if sound { Exit::Success } else { Exit::Damaged })
+}
+
+fn finding_json(finding: &Finding) -> Value {
+    json!({
+        "segment": finding.key,
+        "problem": finding.problem,
+        "first_sequence": finding.sequences.map(|(first, _)| first),
+        "last_sequence": finding.sequences.map(|(_, last)| last),
+    })
+}
+
+fn finding_text(finding: &Finding) -> String {
+    let sequences = finding
+        .sequences
+        .map_or(String::new(), |(first, last)| format!(", sequences {first} to {last}"));
+    format!("{}: {}{sequences}", finding.key, finding.problem)
 }
 
 /// A heads file is a JSON array of head objects.

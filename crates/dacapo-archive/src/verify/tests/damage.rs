@@ -8,6 +8,7 @@ use proptest::prelude::*;
 use proptest::sample::Index;
 
 use super::*;
+use crate::testing::{Objects, block_on, clock, store_of, written};
 
 /// Hundreds of damages a run; each is applied to a fresh archive of nineteen objects.
 const DAMAGES: u32 = 600;
@@ -15,12 +16,10 @@ const DAMAGES: u32 = 600;
 /// Segments of each of the streams, two events each.
 const STREAMS: [(&str, u64); 2] = [("audit", 3), ("shop", 5)];
 
-type Objects = BTreeMap<ObjectKey, Bytes>;
-
 /// The archive that is damaged.
-static SOUND: LazyLock<Objects> = LazyLock::new(|| written("now", u64::MAX));
+static SOUND: LazyLock<Objects> = LazyLock::new(|| written(&STREAMS, "now"));
 /// One with the same keys and other events: what an older version of each object may have been.
-static OLDER: LazyLock<Objects> = LazyLock::new(|| written("before", u64::MAX));
+static OLDER: LazyLock<Objects> = LazyLock::new(|| written(&STREAMS, "before"));
 
 /// What happens to an archive. An index chooses one of all objects, or a place in one.
 #[derive(Debug, Clone)]
@@ -55,38 +54,6 @@ fn damages() -> impl Strategy<Value = Damage> {
             .prop_map(|(stream, segments)| Damage::RollBackTail { stream, segments }),
         1 => (object(), 100..u64::MAX).prop_map(|(object, to)| Damage::Duplicate { object, to }),
     ]
-}
-
-fn block_on<T>(future: impl Future<Output = T>) -> T {
-    tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(future)
-}
-
-/// An archive whose streams have so many segments at the most, with a word in each event.
-fn written(note: &str, segments_max: u64) -> Objects {
-    block_on(async {
-        let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
-        for (stream, segments) in STREAMS {
-            extend_stream(&store, stream, segments.min(segments_max), note).await;
-        }
-        objects(&store).await
-    })
-}
-
-async fn objects(store: &Arc<dyn Store>) -> Objects {
-    let mut objects = Objects::new();
-    for key in keys(store, "").await {
-        let bytes = store.get(&key, ByteRange::Full).await.unwrap();
-        objects.insert(key, bytes);
-    }
-    objects
-}
-
-async fn store_of(objects: &Objects) -> Arc<dyn Store> {
-    let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
-    for (key, bytes) in objects {
-        store.replace(key, bytes.clone()).await.unwrap();
-    }
-    store
 }
 
 fn pick<'a>(objects: &'a Objects, index: &Index) -> (&'a ObjectKey, &'a Bytes) {
@@ -133,7 +100,7 @@ fn apply(damage: &Damage, objects: &mut Objects) -> Vec<ObjectKey> {
         Damage::RollBackTail { stream, segments } => {
             let (stream, all) = STREAMS[stream.index(STREAMS.len())];
             let kept = 1 + segments.index(usize::try_from(all).unwrap() - 1) as u64;
-            let rolled_back = written("now", kept);
+            let rolled_back = written(&[(stream, kept)], "now");
             let head = layout::head(&stream.parse().unwrap());
             let of_stream = |key: &ObjectKey| {
                 layout::parse_segment(key).or(layout::parse_chain_entry(key)).map(|(name, _)| name)
