@@ -2,6 +2,7 @@
 
 mod crash;
 mod hold;
+mod standby;
 mod watched;
 
 use std::collections::BTreeMap;
