@@ -32,7 +32,9 @@ pub enum ArchiveError {
         supported: u32,
     },
     /// Another writer has extended the stream: start again from its new end.
-    #[error("stream `{stream}` was extended by another writer at sequence {sequence}")]
+    #[error(
+        "stream `{stream}` was extended by another writer at sequence {sequence}; only one at a time can write it, run this again when the other has ended"
+    )]
     Fenced {
         /// The stream.
         stream: String,

@@ -183,7 +183,8 @@ impl StreamWriter {
 /// # Errors
 /// `NotWriteOnce` if a second put of the same key succeeded or changed the object.
 pub async fn probe_write_once(store: &dyn Store, clock: Clock) -> Result<(), ArchiveError> {
-    let unique = format!("{}", clock().as_micros());
+    // Two writers that start at once must not take each other's probe for a second put.
+    let unique = format!("{}-{}", clock().as_micros(), std::process::id());
     let key: ObjectKey = format!("probe/{unique}").parse().expect("digits are a key");
     let (first, second) = (Bytes::from(unique.clone()), Bytes::from_static(b"second"));
     store.put_new(&key, first.clone()).await?;

@@ -292,6 +292,9 @@ async fn check(args: &VerifyArgs, settings: &Settings, output: &Output) -> anyho
             format::bytes(report.bytes),
         )
     })?;
+    if !sound {
+        output.talk("`dacapo archive repair --dry-run` shows what can be rebuilt");
+    }
     Ok(if sound { Exit::Success } else { Exit::Damaged })
 }
 

@@ -47,7 +47,9 @@ fn check_killed_in_turn(dacapo: Dacapo) {
         Ok((idle(one) && idle(other)).then_some(()))
     };
     wait::until("nothing is left to archive", DEADLINE, durable).unwrap();
-    pair.map(Archiver::stop);
+    for archiver in pair {
+        archiver.stop();
+    }
     check_kept(&platform, &published);
 }
 

@@ -15,7 +15,7 @@ const EVERY: Duration = Duration::from_secs(60 * 60);
 
 /// Registers `dacapo_archive_verified_timestamp_seconds`, and returns what keeps it up to date and
 /// never ends.
-pub fn follow(registry: &mut Registry, store: Arc<dyn Store>) -> impl Future<Output = ()> {
+pub fn follow(registry: &mut Registry, store: Arc<dyn Store>) -> impl Future<Output = ()> + use<> {
     let gauge = Gauge::<f64, AtomicU64>::default();
     registry.sub_registry_with_prefix("dacapo_archive").register_with_unit(
         "verified_timestamp",
