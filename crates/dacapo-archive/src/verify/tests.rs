@@ -135,3 +135,19 @@ async fn a_head_that_is_gone_is_named() {
     store.delete(&head).await.unwrap();
     check(&problems(&store, &[]).await, &head, "is missing, and its chain ends at 4");
 }
+
+/// The digest is taken with its own digits zeroed, so it says nothing of them.
+#[tokio::test]
+async fn a_letter_of_a_segments_own_digest_in_upper_case_is_found() {
+    let store = archive(1).await;
+    let segment = keys(&store, "segments/").await.remove(0);
+    change(&store, &segment, |bytes| {
+        let name = b"dacapo.digest";
+        let at = bytes.windows(name.len()).rposition(|window| window == name).unwrap();
+        let digits = at + name.len()..;
+        let letter = bytes[digits.clone()].iter().position(|b| (b'a'..=b'f').contains(b)).unwrap();
+        bytes[digits][letter].make_ascii_uppercase();
+    })
+    .await;
+    check(&problems(&store, &[]).await, &segment, "digest");
+}
