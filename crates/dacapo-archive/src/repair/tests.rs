@@ -96,7 +96,7 @@ fn entries_that_are_missing_or_damaged_are_rebuilt_from_their_segments() {
     check_restored(|all| drop(all.remove(&entry("shop", 9))));
     check_restored(|all| drop(all.insert(entry("shop", 9), Bytes::from_static(b"{"))));
     check_restored(|all| {
-        flip(all, &entry("shop", 5), "\"last_sequence\": 6", "\"last_sequence\": 7")
+        flip(all, &entry("shop", 5), "\"last_sequence\": 6", "\"last_sequence\": 7");
     });
     check_restored(|all| flip(all, &entry("shop", 5), "hour=", "hour=0"));
     check_restored(|all| flip(all, &entry("shop", 5), "\"format\"", " \"format\""));
