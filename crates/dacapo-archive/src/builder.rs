@@ -11,7 +11,9 @@ use parquet::data_type::{ByteArray, ByteArrayType, DataType, Int32Type, Int64Typ
 use parquet::errors::ParquetError;
 use parquet::file::writer::{SerializedFileWriter, SerializedRowGroupWriter};
 
+use crate::compaction::{Compaction, Input, Repeat};
 use crate::schema::{BODY_PAGE_BYTES, schema, writer_properties};
+use crate::store::ObjectKey;
 use crate::summary::{SegmentSummary, Tally};
 use crate::{ArchiveError, columns, footer, layout};
 
@@ -39,6 +41,7 @@ pub struct SegmentBuilder {
     next: Sequence,
     group: Vec<Event>,
     group_bytes: usize,
+    dropped: Vec<Repeat>,
     totals: Totals,
 }
 
@@ -78,6 +81,7 @@ impl SegmentBuilder {
             next: first,
             group: Vec::new(),
             group_bytes: 0,
+            dropped: Vec::new(),
             totals: Totals {
                 time: Span::EMPTY,
                 archived: Span::EMPTY,
@@ -115,6 +119,23 @@ impl SegmentBuilder {
         Ok(())
     }
 
+    /// Leaves the next event out, because the event of the sequence `repeat_of`, which was added,
+    /// is the same. Only an output of compaction may lack events ([`SegmentBuilder::seal_compacted`]).
+    ///
+    /// # Panics
+    /// That event was not added.
+    pub fn drop_repeat(&mut self, repeat_of: Sequence) {
+        let there = (self.first..self.next).contains(&repeat_of);
+        assert!(there, "what is repeated came before");
+        self.dropped.push(Repeat { sequence: self.next, repeat_of });
+        self.next += 1;
+    }
+
+    /// Returns how many repeats were left out.
+    pub fn dropped(&self) -> usize {
+        self.dropped.len()
+    }
+
     /// Returns the sequence that the next event must have.
     pub fn next(&self) -> Sequence {
         self.next
@@ -122,7 +143,7 @@ impl SegmentBuilder {
 
     /// Returns how many events were added.
     pub fn events(&self) -> u64 {
-        self.next - self.first
+        self.next - self.first - self.dropped.len() as u64
     }
 
     /// Returns about how many bytes the object has so far: the row groups encoded and, not yet
@@ -137,21 +158,58 @@ impl SegmentBuilder {
     /// date and hour it is filed under, `source_mark` the digest of an import's input so far.
     ///
     /// # Panics
-    /// No event was added.
+    /// No event was added, or one was left out.
     pub fn seal(
-        mut self,
+        self,
         previous: Option<Digest>,
         partition: Timestamp,
         source_mark: Option<Digest>,
     ) -> Result<Sealed, ArchiveError> {
-        assert!(self.events() > 0, "a segment has at least one event");
+        assert!(self.dropped.is_empty(), "only compaction leaves events out");
+        let key = layout::segment(&self.stream, partition, self.first);
+        self.finish(key, previous, source_mark, None)
+    }
+
+    /// Finishes an output of compaction: as [`SegmentBuilder::seal`], with the segments that it was
+    /// made of and the repeats that were left out. Its key is made of that of its first input.
+    ///
+    /// # Errors
+    /// As [`SegmentBuilder::push`]; the first input's key is not that of a segment.
+    ///
+    /// # Panics
+    /// No event was added.
+    pub fn seal_compacted(
+        mut self,
+        previous: Option<Digest>,
+        first_input: &ObjectKey,
+        inputs: Vec<Input>,
+        source_mark: Option<Digest>,
+    ) -> Result<Sealed, ArchiveError> {
+        let compaction = Compaction { inputs, dropped: std::mem::take(&mut self.dropped) };
+        let mut sealed =
+            self.finish(first_input.clone(), previous, source_mark, Some(&compaction))?;
+        let key = layout::compacted(first_input, &sealed.summary.digest);
+        sealed.summary.key =
+            key.ok_or_else(|| ArchiveError::damaged(first_input, "it is not named as a segment"))?;
+        Ok(sealed)
+    }
+
+    fn finish(
+        mut self,
+        key: ObjectKey,
+        previous: Option<Digest>,
+        source_mark: Option<Digest>,
+        compaction: Option<&Compaction>,
+    ) -> Result<Sealed, ArchiveError> {
+        assert!(self.next > self.first, "a segment has at least one event");
         self.close_row_group()?;
         let mut summary = SegmentSummary {
-            key: layout::segment(&self.stream, partition, self.first),
+            key,
             size: 0,
             stream: self.stream,
             first: self.first,
             last: self.next - 1,
+            dropped: compaction.map_or(0, |made| made.dropped.len() as u64),
             time_min: self.totals.time.min,
             time_max: self.totals.time.max,
             archived_min: self.totals.archived.min,
@@ -164,7 +222,7 @@ impl SegmentBuilder {
             previous,
             source_mark,
         };
-        for pair in footer::encode(&summary) {
+        for pair in footer::encode(&summary, compaction) {
             self.writer.append_key_value_metadata(pair);
         }
         let mut object =

@@ -47,8 +47,8 @@ pub struct Head {
     pub source_mark: Option<Digest>,
 }
 
-#[derive(Serialize, Deserialize)]
-struct ChainEntryJson {
+#[derive(Clone, Serialize, Deserialize)]
+pub(crate) struct ChainEntryJson {
     format: u32,
     segment: String,
     bytes: u64,
@@ -98,7 +98,11 @@ impl ChainEntry {
     }
 
     pub(crate) fn to_bytes(&self) -> Bytes {
-        to_json(&ChainEntryJson {
+        to_json(&self.to_json())
+    }
+
+    pub(crate) fn to_json(&self) -> ChainEntryJson {
+        ChainEntryJson {
             format: JSON_FORMAT,
             segment: self.segment.to_string(),
             bytes: self.size,
@@ -106,7 +110,7 @@ impl ChainEntry {
             last_sequence: self.last,
             digest: self.digest.to_string(),
             previous: self.previous.map(|digest| digest.to_string()),
-        })
+        }
     }
 
     /// Returns the entry that these bytes are, if they are the very bytes that a writer puts.
@@ -121,7 +125,10 @@ impl ChainEntry {
     }
 
     fn from_bytes(key: &ObjectKey, bytes: &[u8]) -> Result<Self, ArchiveError> {
-        let json: ChainEntryJson = from_json(key, bytes)?;
+        Self::from_json(key, from_json(key, bytes)?)
+    }
+
+    pub(crate) fn from_json(key: &ObjectKey, json: ChainEntryJson) -> Result<Self, ArchiveError> {
         let unreadable =
             |what: &str| ArchiveError::damaged(key, format!("its `{what}` is not readable"));
         check_format(key, json.format)?;
@@ -195,15 +202,22 @@ impl Head {
     }
 }
 
-fn to_json(value: &impl Serialize) -> Bytes {
+pub(crate) fn to_json(value: &impl Serialize) -> Bytes {
     serde_json::to_vec_pretty(value).expect("text and numbers become JSON").into()
 }
 
-fn from_json<T: DeserializeOwned>(key: &ObjectKey, bytes: &[u8]) -> Result<T, ArchiveError> {
+pub(crate) fn from_json<T: DeserializeOwned>(
+    key: &ObjectKey,
+    bytes: &[u8],
+) -> Result<T, ArchiveError> {
     serde_json::from_slice(bytes).map_err(|error| ArchiveError::damaged(key, error))
 }
 
-fn check_exact(key: &ObjectKey, bytes: &[u8], json: &impl Serialize) -> Result<(), ArchiveError> {
+pub(crate) fn check_exact(
+    key: &ObjectKey,
+    bytes: &[u8],
+    json: &impl Serialize,
+) -> Result<(), ArchiveError> {
     if to_json(json) == bytes {
         return Ok(());
     }
@@ -277,7 +291,9 @@ async fn head_of_chain(
     store: &dyn Store,
     stream: &StreamName,
 ) -> Result<Option<Head>, ArchiveError> {
-    let Some((_, first)) = committed(store, stream, None).await?.pop() else { return Ok(None) };
+    let entries = list_all(store, &layout::chain_of(stream), None).await?;
+    let firsts = entries.iter().rev().map(|object| layout::parse_chain_entry(&object.key));
+    let Some((_, first)) = firsts.flatten().next() else { return Ok(None) };
     let Some(end) = entry(store, stream, first).await? else { return Ok(None) };
     if head(store, stream).await?.is_some() {
         return Ok(None);

@@ -7,12 +7,17 @@
 //! whatever names the events bring along.
 
 use parquet::file::metadata::KeyValue;
+use serde::de::DeserializeOwned;
 use serde_json::json;
 
+use crate::compaction::Compaction;
 use crate::store::ObjectKey;
 use crate::summary::{SegmentSummary, Tally};
 use crate::{ArchiveError, FORMAT_VERSION};
 use dacapo_event::{Digest, Hasher, Timestamp};
+
+/// The version of a segment as its writer makes it, which every reader knows.
+const SEGMENT_VERSION: u32 = 1;
 
 const DIGEST_KEY: &str = "dacapo.digest";
 const DIGEST_DIGITS: usize = 64;
@@ -20,10 +25,12 @@ const DIGEST_DIGITS: usize = 64;
 const DIGEST_GAP: usize = 2;
 
 /// Returns the pairs of a footer, the digest last and zeroed.
-pub(crate) fn encode(summary: &SegmentSummary) -> Vec<KeyValue> {
+pub(crate) fn encode(summary: &SegmentSummary, compaction: Option<&Compaction>) -> Vec<KeyValue> {
     let pair = |key: &str, value: String| KeyValue::new(format!("dacapo.{key}"), value);
+    // What only a reader of outputs understands is refused by older ones, by its version.
+    let version = if compaction.is_some() { FORMAT_VERSION } else { SEGMENT_VERSION };
     let mut pairs = vec![
-        pair("format", FORMAT_VERSION.to_string()),
+        pair("format", version.to_string()),
         pair("stream", summary.stream.to_string()),
         pair("first_sequence", summary.first.to_string()),
         pair("last_sequence", summary.last.to_string()),
@@ -38,11 +45,16 @@ pub(crate) fn encode(summary: &SegmentSummary) -> Vec<KeyValue> {
     ];
     pairs.extend(summary.previous.map(|digest| pair("previous", digest.to_string())));
     pairs.extend(summary.source_mark.map(|digest| pair("source_mark", digest.to_string())));
+    if let Some(compaction) = compaction {
+        pairs.push(pair("inputs", json!(compaction.inputs).to_string()));
+        pairs.push(pair("dropped", json!(compaction.dropped).to_string()));
+    }
     pairs.push(KeyValue::new(DIGEST_KEY.to_owned(), "0".repeat(DIGEST_DIGITS)));
     pairs
 }
 
-/// Returns the summary that the pairs of the object's footer mean.
+/// Returns what the pairs of the object's footer mean: the summary, and for an output of compaction
+/// how it was made.
 ///
 /// # Errors
 /// A pair is missing or not readable, or the format is newer than this code.
@@ -50,7 +62,7 @@ pub(crate) fn decode(
     key: &ObjectKey,
     size: u64,
     pairs: &[KeyValue],
-) -> Result<SegmentSummary, ArchiveError> {
+) -> Result<(SegmentSummary, Option<Compaction>), ArchiveError> {
     let fields = Fields { key, pairs };
     let version: u32 = fields.parse("format")?;
     if version > FORMAT_VERSION {
@@ -61,12 +73,21 @@ pub(crate) fn decode(
         });
     }
     let time = |name: &str| fields.parse(name).map(Timestamp::from_micros);
+    let compaction = match fields.json_if_there("inputs")? {
+        None => None,
+        Some(inputs) => {
+            let dropped = fields.json_if_there("dropped")?;
+            let dropped = dropped.ok_or_else(|| fields.damaged("dropped"))?;
+            Some(Compaction { inputs, dropped })
+        }
+    };
     let summary = SegmentSummary {
         key: key.clone(),
         size,
         stream: fields.parse("stream")?,
         first: fields.parse("first_sequence")?,
         last: fields.parse("last_sequence")?,
+        dropped: compaction.as_ref().map_or(0, |compaction| compaction.dropped.len() as u64),
         time_min: time("time_min_us")?,
         time_max: time("time_max_us")?,
         archived_min: time("archived_min_us")?,
@@ -82,7 +103,11 @@ pub(crate) fn decode(
     if summary.first == 0 || summary.last < summary.first {
         return Err(fields.damaged("first_sequence"));
     }
-    Ok(summary)
+    let problem = compaction.as_ref().and_then(|made| made.problem(summary.first, summary.last));
+    if let Some(problem) = problem {
+        return Err(ArchiveError::damaged(key, problem));
+    }
+    Ok((summary, compaction))
 }
 
 struct Fields<'a> {
@@ -109,6 +134,11 @@ impl Fields<'_> {
 
     fn parse_if_there<T: std::str::FromStr>(&self, name: &str) -> Result<Option<T>, ArchiveError> {
         self.find(name).map(|text| text.parse().map_err(|_| self.damaged(name))).transpose()
+    }
+
+    fn json_if_there<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, ArchiveError> {
+        let decode = |text| serde_json::from_str(text).map_err(|_| self.damaged(name));
+        self.find(name).map(decode).transpose()
     }
 
     fn tally(&self, name: &str) -> Result<Tally, ArchiveError> {

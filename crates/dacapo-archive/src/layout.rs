@@ -7,6 +7,9 @@
 //! definitions/vhost=V/…-….json         write-once: what the broker was made of since then
 //! damaged/KEY.1                        what was at KEY before `archive repair` replaced it
 //! verified.json                        mutable: when `archive verify` last found all sound
+//! compacted/stream=S/date=…/hour=…/00000000000000000001-0123456789abcdef.parquet
+//!                                      made of many segments; the digest keeps attempts apart
+//! compactions/S/00000000000000000001.json   write-once: puts the output in their place
 //! probe/…                              left behind only by a writer killed while it probed
 //! ```
 //!
@@ -28,6 +31,14 @@ pub const DEFINITIONS: &str = "definitions/";
 
 /// Prefix of what `archive repair` replaced; not part of the archive.
 pub const DAMAGED: &str = "damaged/";
+
+/// Prefix of all outputs of compaction.
+pub const COMPACTED: &str = "compacted/";
+/// Prefix of all compaction entries.
+pub const COMPACTIONS: &str = "compactions/";
+
+/// Digits of an output's digest in its key: two attempts at the same place never share one.
+const DIGEST_DIGITS: usize = 16;
 
 /// Returns the key of the segment whose first event is `first`, in the partition of `partition`.
 pub fn segment(stream: &StreamName, partition: Timestamp, first: Sequence) -> ObjectKey {
@@ -70,19 +81,77 @@ pub fn damaged(object: &ObjectKey, copy: u32) -> ObjectKey {
     key(format!("{DAMAGED}{object}.{copy}"))
 }
 
+/// Returns the key of the output whose first input has this key, in the same partition; nothing if
+/// that is not the key of a segment.
+pub fn compacted(first_input: &ObjectKey, digest: &Digest) -> Option<ObjectKey> {
+    parse_segment(first_input)?;
+    let place = first_input.as_str().strip_prefix(SEGMENTS)?.strip_suffix(".parquet")?;
+    let digits = &digest.to_string()[..DIGEST_DIGITS];
+    Some(key(format!("{COMPACTED}{place}-{digits}.parquet")))
+}
+
+/// Returns the prefix of a stream's outputs of compaction.
+pub fn compacted_of(stream: &StreamName) -> String {
+    format!("{COMPACTED}stream={stream}/")
+}
+
+/// Returns the key of the compaction entry of the output whose first sequence is `first`.
+pub fn compaction_entry(stream: &StreamName, first: Sequence) -> ObjectKey {
+    key(format!("{COMPACTIONS}{stream}/{first:020}.json"))
+}
+
+/// Returns the prefix of a stream's compaction entries.
+pub fn compactions_of(stream: &StreamName) -> String {
+    format!("{COMPACTIONS}{stream}/")
+}
+
 /// Returns the stream and first sequence of a segment's key, or nothing if it is not one.
 pub fn parse_segment(key: &ObjectKey) -> Option<(StreamName, Sequence)> {
-    let mut parts = key.as_str().strip_prefix(SEGMENTS)?.split('/');
+    let (stream, _, name) = parse_partitioned(key.as_str().strip_prefix(SEGMENTS)?)?;
+    Some((stream, parse_sequence(name)?))
+}
+
+/// Returns the stream and first sequence of an output's key, or nothing if it is not one.
+pub fn parse_compacted(key: &ObjectKey) -> Option<(StreamName, Sequence)> {
+    let (stream, _, name) = parse_partitioned(key.as_str().strip_prefix(COMPACTED)?)?;
+    let (first, digits) = name.split_once('-')?;
+    let hexadecimal = digits.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+    (digits.len() == DIGEST_DIGITS && hexadecimal).then_some(())?;
+    Some((stream, parse_sequence(first)?))
+}
+
+/// Returns the date that a segment is filed under, as text.
+pub fn date_of(segment: &ObjectKey) -> Option<&str> {
+    Some(parse_partitioned(segment.as_str().strip_prefix(SEGMENTS)?)?.1)
+}
+
+/// Returns the stream, the date and the bare file name.
+fn parse_partitioned(path: &str) -> Option<(StreamName, &str, &str)> {
+    let mut parts = path.split('/');
     let stream = parts.next()?.strip_prefix("stream=")?.parse().ok()?;
-    parts.next()?.strip_prefix("date=")?;
+    let date = parts.next()?.strip_prefix("date=")?;
     parts.next()?.strip_prefix("hour=")?;
-    let first = parse_sequence(parts.next()?.strip_suffix(".parquet")?)?;
-    parts.next().is_none().then_some((stream, first))
+    let name = parts.next()?.strip_suffix(".parquet")?;
+    parts.next().is_none().then_some((stream, date, name))
+}
+
+/// Returns the stream and first sequence of the key of a segment or of an output.
+pub fn parse_any_segment(key: &ObjectKey) -> Option<(StreamName, Sequence)> {
+    parse_segment(key).or_else(|| parse_compacted(key))
 }
 
 /// Returns the stream and first sequence of a chain entry's key, or nothing if it is not one.
 pub fn parse_chain_entry(key: &ObjectKey) -> Option<(StreamName, Sequence)> {
-    let (stream, file) = key.as_str().strip_prefix(CHAIN)?.split_once('/')?;
+    parse_entry(key.as_str().strip_prefix(CHAIN)?)
+}
+
+/// Returns the stream and first sequence of a compaction entry's key, or nothing if it is not one.
+pub fn parse_compaction_entry(key: &ObjectKey) -> Option<(StreamName, Sequence)> {
+    parse_entry(key.as_str().strip_prefix(COMPACTIONS)?)
+}
+
+fn parse_entry(path: &str) -> Option<(StreamName, Sequence)> {
+    let (stream, file) = path.split_once('/')?;
     Some((stream.parse().ok()?, parse_sequence(file.strip_suffix(".json")?)?))
 }
 
@@ -177,6 +246,17 @@ mod tests {
         );
         assert_eq!(parse_segment(&segment), Some((stream.clone(), 17)));
         assert_eq!(parse_chain_entry(&chain_entry(&stream, 17)), Some((stream.clone(), 17)));
+        let entry = compaction_entry(&stream, 17);
+        assert_eq!(parse_compaction_entry(&entry), Some((stream.clone(), 17)));
+        let output = compacted(&segment, &Digest::of(b"abc")).unwrap();
+        assert_eq!(
+            output.as_str(),
+            "compacted/stream=shop.v1/date=2026-11-23/hour=08/00000000000000000017-ba7816bf8f01cfea.parquet"
+        );
+        assert_eq!(parse_compacted(&output), Some((stream.clone(), 17)));
+        assert_eq!((parse_segment(&output), parse_compacted(&segment)), (None, None));
+        assert_eq!(compacted(&output, &Digest::of(b"abc")), None);
+        assert_eq!(date_of(&segment), Some("2026-11-23"));
         assert_eq!(parse_head(&head(&stream)), Some(stream));
     }
 
@@ -203,12 +283,17 @@ mod tests {
         for text in [
             "segments/readme.txt",
             "segments/stream=a/date=x/hour=y/1.parquet",
+            "compacted/stream=a/date=x/hour=y/00000000000000000017.parquet",
+            "compacted/stream=a/date=x/hour=y/00000000000000000017-ba7816bf8f01cfeG.parquet",
+            "compactions/a/17.json",
             "chain/a/x.json",
             "heads/a",
         ] {
             let key: ObjectKey = text.parse().unwrap();
             assert_eq!(parse_segment(&key), None, "{text}");
             assert_eq!(parse_chain_entry(&key), None, "{text}");
+            assert_eq!(parse_compacted(&key), None, "{text}");
+            assert_eq!(parse_compaction_entry(&key), None, "{text}");
             assert_eq!(parse_head(&key), None, "{text}");
         }
     }

@@ -21,6 +21,8 @@ mod testing;
 mod writer;
 
 pub mod chain;
+pub mod compact;
+pub mod compaction;
 pub mod layout;
 pub mod repair;
 pub mod store;

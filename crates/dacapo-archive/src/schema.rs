@@ -8,8 +8,9 @@ use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use parquet::schema::parser::parse_message_type;
 use parquet::schema::types::{ColumnPath, TypePtr};
 
-/// The version in the footer of every segment this code writes; readers refuse a higher one.
-pub const FORMAT_VERSION: u32 = 1;
+/// The newest version of a segment that this code reads: that of outputs of compaction, whose rows
+/// lack the repeats that were dropped. Readers refuse a higher one.
+pub const FORMAT_VERSION: u32 = 2;
 
 /// Parquet's own notation; docs/archive-format.md shows the same text.
 pub(crate) const SCHEMA: &str = "

@@ -8,7 +8,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use dacapo_event::{Event, Timestamp};
+use dacapo_event::{Event, Sequence, Timestamp};
 use futures::{StreamExt, TryStreamExt, stream};
 use parquet::bloom_filter::Sbbf;
 use parquet::errors::ParquetError;
@@ -17,6 +17,7 @@ use parquet::file::page_index::column_index::ColumnIndexMetaData;
 use parquet::file::statistics::Statistics;
 
 use crate::columns::{self, Fetched};
+use crate::compaction::{self, Compaction, Repeat};
 use crate::schema::{Column, schema};
 use crate::store::{ObjectKey, Store};
 use crate::{ArchiveError, ColumnSet, Rows, SegmentSummary, footer};
@@ -40,6 +41,7 @@ const ROW_GROUP_BYTES_MAX: i64 = 192 * 1024 * 1024;
 pub struct Segment {
     object: Object,
     summary: Arc<SegmentSummary>,
+    compaction: Option<Arc<Compaction>>,
     metadata: Arc<ParquetMetaData>,
 }
 
@@ -155,14 +157,39 @@ impl Segment {
         if pairs.is_empty() {
             return Err(ArchiveError::damaged(key, "it is Parquet, but no segment of dacapo"));
         }
-        let summary = footer::decode(key, size, pairs)?;
+        let (summary, compaction) = footer::decode(key, size, pairs)?;
         check_shape(key, &summary, &metadata)?;
-        Ok(Segment { object, summary: Arc::new(summary), metadata: Arc::new(metadata) })
+        Ok(Segment {
+            object,
+            summary: Arc::new(summary),
+            compaction: compaction.map(Arc::new),
+            metadata: Arc::new(metadata),
+        })
     }
 
     /// Returns what the footer says.
     pub fn summary(&self) -> &SegmentSummary {
         &self.summary
+    }
+
+    /// Returns how it was made, if it is an output of compaction.
+    pub fn compaction(&self) -> Option<&Compaction> {
+        self.compaction.as_deref()
+    }
+
+    /// Returns the sequence of the event in a row, counted from 0 over all row groups.
+    pub fn sequence_at(&self, row: u64) -> Sequence {
+        compaction::sequence_of(self.dropped(), self.summary.first, row)
+    }
+
+    /// Returns how many rows come before that of a sequence, which need not be there; past the last
+    /// sequence it may be more than there are.
+    pub fn rows_before(&self, sequence: Sequence) -> u64 {
+        compaction::rows_before(self.dropped(), self.summary.first, sequence)
+    }
+
+    fn dropped(&self) -> &[Repeat] {
+        self.compaction().map_or(&[], |compaction| &compaction.dropped)
     }
 
     /// Returns how many row groups there are.

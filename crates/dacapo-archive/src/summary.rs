@@ -18,8 +18,10 @@ pub struct SegmentSummary {
     pub stream: StreamName,
     /// Sequence of its first event.
     pub first: Sequence,
-    /// Sequence of its last event; every sequence between is there.
+    /// Sequence of its last event; every sequence between is there, but for those dropped.
     pub last: Sequence,
+    /// How many exact repeats compaction left out; none in a segment as its writer made it.
+    pub dropped: u64,
     /// Earliest `time` of its events.
     pub time_min: Timestamp,
     /// Latest `time` of its events.
@@ -47,6 +49,11 @@ pub struct SegmentSummary {
 impl SegmentSummary {
     /// Returns how many events it holds.
     pub fn events(&self) -> u64 {
+        self.sequences() - self.dropped
+    }
+
+    /// Returns how many sequences it stands for: its events, and the repeats that were left out.
+    pub fn sequences(&self) -> u64 {
         self.last - self.first + 1
     }
 }

@@ -14,8 +14,15 @@ use crate::chain::{self, ChainEntry, Head};
 use crate::store::{ByteRange, ObjectKey, ObjectMeta, Store, StoreError};
 use crate::{ArchiveError, Segment, footer, layout};
 
+use self::outputs::Outputs;
+
+mod outputs;
+
 /// Segments read at once: hides a store's latency; two of the largest fit the memory budget.
 const SEGMENTS_AT_ONCE: usize = 2;
+
+/// Said of what should be there and is not.
+const MISSING: &str = "is missing";
 
 /// What a verification found.
 #[derive(Debug, Default)]
@@ -24,9 +31,15 @@ pub struct Report {
     pub streams: u64,
     /// Committed segments checked.
     pub segments: u64,
-    /// Events in them.
+    /// Those of them that are gone, because an output of compaction took their place.
+    pub compacted: u64,
+    /// Outputs of compaction checked.
+    pub outputs: u64,
+    /// Exact repeats that compaction left out.
+    pub dropped: u64,
+    /// Events in them, but for those left out.
     pub events: u64,
-    /// Bytes of them.
+    /// Bytes of the segments and outputs that are there.
     pub bytes: u64,
     /// What is wrong; empty for a sound archive.
     pub problems: Vec<Finding>,
@@ -77,9 +90,9 @@ pub async fn verify(
     let inventory = Inventory::take(&*store, &mut report).await?;
     let mut so_far = Progress {
         segments: 0,
-        segments_all: inventory.segments.values().map(|of| of.len() as u64).sum(),
+        segments_all: inventory.objects().count() as u64,
         bytes: 0,
-        bytes_all: inventory.segments.values().flatten().map(|object| object.size).sum(),
+        bytes_all: inventory.objects().map(|object| object.size).sum(),
     };
     for stream in inventory.streams() {
         report.streams += 1;
@@ -96,6 +109,7 @@ pub async fn verify(
             report.problem(layout::head(&head.stream), Some((1, head.last)), gone);
         }
     }
+    report.events = report.events.saturating_sub(report.dropped);
     report.heads = inventory.heads.into_values().collect();
     Ok(report)
 }
@@ -116,7 +130,7 @@ impl Report {
 }
 
 impl Finding {
-    fn of(
+    pub(crate) fn of(
         key: impl ToString,
         sequences: Option<(Sequence, Sequence)>,
         problem: impl ToString,
@@ -132,6 +146,8 @@ struct Inventory {
     damaged_heads: BTreeSet<StreamName>,
     entries: BTreeMap<StreamName, Vec<(ObjectKey, Sequence)>>,
     segments: BTreeMap<StreamName, Vec<ObjectMeta>>,
+    compactions: BTreeMap<StreamName, Vec<Sequence>>,
+    outputs: BTreeMap<StreamName, Vec<ObjectMeta>>,
 }
 
 impl Inventory {
@@ -141,6 +157,8 @@ impl Inventory {
             damaged_heads: BTreeSet::new(),
             entries: BTreeMap::new(),
             segments: BTreeMap::new(),
+            compactions: BTreeMap::new(),
+            outputs: BTreeMap::new(),
         };
         for object in chain::list_all(store, layout::HEADS, None).await? {
             let Some(stream) = layout::parse_head(&object.key) else {
@@ -173,12 +191,31 @@ impl Inventory {
                 None => report.note(&object.key, "is no segment; not ours"),
             }
         }
+        for object in chain::list_all(store, layout::COMPACTIONS, None).await? {
+            match layout::parse_compaction_entry(&object.key) {
+                Some((stream, first)) => {
+                    inventory.compactions.entry(stream).or_default().push(first);
+                }
+                None => report.note(&object.key, "is no compaction entry; not ours"),
+            }
+        }
+        for object in chain::list_all(store, layout::COMPACTED, None).await? {
+            match layout::parse_compacted(&object.key) {
+                Some((stream, _)) => inventory.outputs.entry(stream).or_default().push(object),
+                None => report.note(&object.key, "is no output of compaction; not ours"),
+            }
+        }
         Ok(inventory)
     }
 
     fn streams(&self) -> BTreeSet<StreamName> {
         let names = self.heads.keys().chain(&self.damaged_heads);
-        names.chain(self.entries.keys()).chain(self.segments.keys()).cloned().collect()
+        let names = names.chain(self.entries.keys()).chain(self.segments.keys());
+        names.chain(self.compactions.keys()).chain(self.outputs.keys()).cloned().collect()
+    }
+
+    fn objects(&self) -> impl Iterator<Item = &ObjectMeta> {
+        self.segments.values().chain(self.outputs.values()).flatten()
     }
 }
 
@@ -192,6 +229,9 @@ async fn check_stream(
 ) -> Result<(), ArchiveError> {
     let entries = inventory.entries.get(name).map_or(&[][..], Vec::as_slice);
     let segments = inventory.segments.get(name).map_or(&[][..], Vec::as_slice);
+    let compactions = inventory.compactions.get(name).map_or(&[][..], Vec::as_slice);
+    let objects = inventory.outputs.get(name).map_or(&[][..], Vec::as_slice);
+    let outputs = Outputs::check(store, name, compactions, objects, report, &mut checked).await?;
     let sizes: BTreeMap<&ObjectKey, u64> = segments.iter().map(|o| (&o.key, o.size)).collect();
 
     let head = inventory.heads.get(name);
@@ -207,7 +247,7 @@ async fn check_stream(
         .map(|(at, (key, first))| read_entry(store, name, key, (*first, until(at)), &sizes))
         .buffered(SEGMENTS_AT_ONCE);
     while let Some(read) = reads.next().await {
-        let (key, entry, findings) = read?;
+        let EntryRead { key, entry, is_there, findings } = read?;
         report.problems.extend(findings);
         let Some(entry) = entry else {
             end = End::Unknown;
@@ -220,8 +260,15 @@ async fn check_stream(
         }
         report.segments += 1;
         report.events = report.events.saturating_add(entry.last - entry.first).saturating_add(1);
-        report.bytes += entry.size;
-        checked(entry.size);
+        let stands_for = outputs.stand_for(&entry, report);
+        if is_there {
+            report.bytes += entry.size;
+            checked(entry.size);
+        } else if stands_for {
+            report.compacted += 1;
+        } else {
+            report.problems.push(missing(&entry, key));
+        }
         committed.insert(entry.segment.clone());
         passed.push((entry.last, entry.digest));
         end = End::At(entry);
@@ -229,6 +276,7 @@ async fn check_stream(
     drop(reads);
 
     let last = passed.iter().map(|(last, _)| *last).max().unwrap_or(0);
+    outputs.check_end(name, last, report);
     for object in segments.iter().filter(|object| !committed.contains(&object.key)) {
         // A writer puts no segment before the one before it is committed.
         match layout::parse_segment(&object.key) {
@@ -257,7 +305,26 @@ enum End {
     Unknown,
 }
 
-type EntryRead<'a> = (&'a ObjectKey, Option<ChainEntry>, Vec<Finding>);
+/// What was read of a chain entry and its segment.
+struct EntryRead<'a> {
+    key: &'a ObjectKey,
+    entry: Option<ChainEntry>,
+    /// Whether the segment is there, sound or not; one that is not may have been compacted.
+    is_there: bool,
+    findings: Vec<Finding>,
+}
+
+/// Says of a segment that it is not there, and nothing stands for it.
+fn missing(entry: &ChainEntry, key: &ObjectKey) -> Finding {
+    named(entry, key, MISSING)
+}
+
+/// Says what is wrong with a segment, and which entry names it: one that was changed may name a
+/// segment that never was.
+fn named(entry: &ChainEntry, key: &ObjectKey, problem: &str) -> Finding {
+    let problem = format!("{problem} (its chain entry is {key})");
+    Finding::of(&entry.segment, Some((entry.first, entry.last)), problem)
+}
 
 /// Reads one chain entry and the segment that it names, and compares them.
 async fn read_entry<'a>(
@@ -270,7 +337,8 @@ async fn read_entry<'a>(
     let unreadable = |problem: String| {
         let problem = format!("{problem}; the chain cannot be followed past it");
         let sequences = until.filter(|until| *until >= first).map(|until| (first, until));
-        Ok((key, None, vec![Finding::of(key, sequences, problem)]))
+        let findings = vec![Finding::of(key, sequences, problem)];
+        Ok(EntryRead { key, entry: None, is_there: false, findings })
     };
     let Some(bytes) = chain::get_if_there(&**store, key).await? else {
         return unreadable("disappeared while it was read".to_owned());
@@ -284,20 +352,16 @@ async fn read_entry<'a>(
         Err(error) => return unreadable(problem_of(&error)),
     };
     let problem = match sizes.get(&entry.segment) {
-        None => Some("is missing".to_owned()),
+        None => Some(MISSING.to_owned()),
         Some(size) if *size != entry.size => {
             Some(format!("has {size} bytes, was written with {}", entry.size))
         }
         Some(_) => check_segment(store, stream, &entry).await?,
     };
-    let sequences = Some((entry.first, entry.last));
-    let named = |problem| {
-        // An entry that was changed may name a segment that never was: say which one names it.
-        let problem = format!("{problem} (its chain entry is {key})");
-        Finding::of(&entry.segment, sequences, problem)
-    };
-    let findings = problem.map(named).into_iter().collect();
-    Ok((key, Some(entry), findings))
+    let is_there = problem.as_deref() != Some(MISSING);
+    let problem = problem.filter(|_| is_there);
+    let findings = problem.map(|problem| named(&entry, key, &problem)).into_iter().collect();
+    Ok(EntryRead { key, entry: Some(entry), is_there, findings })
 }
 
 /// Returns what is wrong with a segment that has the right size.
@@ -308,7 +372,7 @@ async fn check_segment(
 ) -> Result<Option<String>, ArchiveError> {
     let bytes = match store.get(&entry.segment, ByteRange::Full).await {
         Ok(bytes) => bytes,
-        Err(StoreError::NotFound { .. }) => return Ok(Some("is missing".to_owned())),
+        Err(StoreError::NotFound { .. }) => return Ok(Some(MISSING.to_owned())),
         Err(error @ (StoreError::Cold { .. } | StoreError::Permanent { .. })) => {
             return Ok(Some(error.to_string()));
         }
@@ -322,11 +386,11 @@ async fn check_segment(
     match Segment::open(Arc::clone(store), &entry.segment, Some(entry.size)).await {
         Ok(segment) => {
             let summary = segment.summary();
-            let place = layout::parse_segment(&entry.segment);
+            let place = layout::parse_any_segment(&entry.segment);
             let same = ChainEntry::of(summary) == *entry
                 && summary.stream == *stream
                 && place == Some((stream.clone(), entry.first));
-            Ok((!same).then(|| "its footer and its chain entry contradict each other".to_owned()))
+            Ok((!same).then(|| "its footer and its entry contradict each other".to_owned()))
         }
         Err(ArchiveError::Store(error)) => Err(error.into()),
         Err(error) => Ok(Some(problem_of(&error))),

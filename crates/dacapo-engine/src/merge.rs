@@ -10,7 +10,8 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use dacapo_archive::store::Store;
+use dacapo_archive::ArchiveError;
+use dacapo_archive::store::{Store, StoreError};
 use dacapo_event::{Event, Sequence, StreamName, Timestamp};
 use dacapo_filter::Selection;
 
@@ -78,6 +79,10 @@ struct Cursor {
     /// Running maximum of `time`: where this stream stands in the order.
     reached: Timestamp,
     after: Sequence,
+    /// The segment that is read.
+    reading: Option<SegmentToRead>,
+    /// Sequence of the last event that was read.
+    read_to: Sequence,
 }
 
 impl Merge {
@@ -97,6 +102,8 @@ impl Merge {
                 skipped: 0,
                 reached: stream.time_min,
                 after: stream.after,
+                reading: None,
+                read_to: stream.after,
             })
             .collect();
         cursors.sort_by(|a, b| a.name.cmp(&b.name));
@@ -163,7 +170,20 @@ impl Merge {
     async fn refill(&mut self, at: usize) -> Result<(), EngineError> {
         let cursor = &mut self.cursors[at];
         if let Some(scan) = &mut cursor.scan {
-            if let Some(found) = scan.next().await? {
+            let next = match scan.next().await {
+                Err(EngineError::Archive(ArchiveError::Store(StoreError::NotFound { .. }))) => {
+                    // Deleted while it was read, for compaction put an output in its place.
+                    let read = cursor.reading.clone().expect("what is scanned was opened here");
+                    let (store, selection) = (Arc::clone(&self.store), Arc::clone(&self.selection));
+                    let again =
+                        Scan::open(store, &read, selection, cursor.read_to, self.batch_bytes);
+                    *scan = again.await?;
+                    scan.next().await
+                }
+                next => next,
+            };
+            if let Some(found) = next? {
+                cursor.read_to = found.last().map_or(cursor.read_to, |found| found.event.sequence);
                 cursor.batch = found.into();
                 // Standing moves with the first event, which may be far past the last one.
                 let first = cursor.batch.front().map_or(cursor.reached, |found| found.event.time);
@@ -177,6 +197,7 @@ impl Merge {
             let (store, selection) = (Arc::clone(&self.store), Arc::clone(&self.selection));
             let scan = Scan::open(store, &segment, selection, cursor.after, self.batch_bytes);
             cursor.scan = Some(scan.await?);
+            cursor.reading = Some(segment);
         }
         Ok(())
     }

@@ -6,6 +6,8 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use dacapo_archive::compaction;
+use dacapo_archive::layout;
 use dacapo_archive::store::{ObjectKey, Store, StoreError};
 use dacapo_archive::{
     ArchiveError, Bloom, ColumnSet, PageBounds, PrunedBy, RowGroupFacts, Rows, Segment, TextRange,
@@ -35,10 +37,13 @@ pub struct Scan {
     segment: Segment,
     selection: Arc<Selection>,
     after: Sequence,
+    /// Only events up to this sequence are read: more may be in the output that took the segment's
+    /// place.
+    until: Sequence,
     batch_bytes: u64,
-    /// The next row group, and the sequence of its first event.
+    /// The next row group, and how many rows come before it.
     group: usize,
-    group_first: Sequence,
+    rows_before: u64,
     pending: std::vec::IntoIter<(usize, Rows)>,
     /// Events of the row group at hand that the expression failed on, still ahead.
     failed: VecDeque<Sequence>,
@@ -71,16 +76,17 @@ impl Scan {
         after: Sequence,
         batch_bytes: u64,
     ) -> Result<Self, EngineError> {
-        let segment = open_expected(store, wanted).await?;
+        let Opened { segment, from, until } = open_expected(store, wanted).await?;
         Ok(Scan {
             group: 0,
-            group_first: segment.summary().first,
+            rows_before: 0,
+            until,
             pending: Vec::new().into_iter(),
             failed: VecDeque::new(),
             skipped: 0,
             segment,
             selection,
-            after,
+            after: after.max(from.saturating_sub(1)),
             batch_bytes,
         })
     }
@@ -167,23 +173,23 @@ impl Scan {
             return Ok(None);
         }
         let facts = self.segment.facts(group);
-        let first = self.group_first;
+        let before = self.rows_before;
         self.group += 1;
-        self.group_first += facts.rows as u64;
-        self.wanted_rows(group, first, &facts).await.map(Some)
+        self.rows_before += facts.rows as u64;
+        self.wanted_rows(group, before, &facts).await.map(Some)
     }
 
     async fn wanted_rows(
         &mut self,
         group: usize,
-        first: Sequence,
+        before: u64,
         facts: &RowGroupFacts,
     ) -> Result<Rows, EngineError> {
-        let rows = rows_after(first, facts.rows, self.after);
+        let rows = self.rows_between(before, facts.rows);
         if rows.is_empty() {
             return Ok(rows);
         }
-        let verdict = self.prune(group, first, facts).await?;
+        let verdict = self.prune(group, before, facts).await?;
         match verdict {
             Verdict::None => return Ok(Rows::default()),
             Verdict::All => return Ok(rows),
@@ -202,7 +208,7 @@ impl Scan {
                 Ok(true) => wanted.push(row),
                 Ok(false) => {}
                 Err(_) if self.selection.where_errors() == WhereErrors::Skip => {
-                    self.failed.push_back(first + row as u64);
+                    self.failed.push_back(self.segment.sequence_at(before + row as u64));
                 }
                 Err(error) => return Err(error.into()),
             }
@@ -214,10 +220,10 @@ impl Scan {
     async fn prune(
         &self,
         group: usize,
-        first: Sequence,
+        before: u64,
         facts: &RowGroupFacts,
     ) -> Result<Verdict, EngineError> {
-        let bounds = self.bounds(first, facts);
+        let bounds = self.bounds(before, facts);
         let verdict = self.selection.prune(&bounds);
         if verdict != Verdict::Some {
             return Ok(verdict);
@@ -243,7 +249,20 @@ impl Scan {
         Ok(verdict)
     }
 
-    fn bounds<'a>(&'a self, first: Sequence, facts: &'a RowGroupFacts) -> Bounds<'a> {
+    /// Returns which of a row group's rows, before which there are so many, are after and up to the
+    /// sequences asked for.
+    fn rows_between(&self, before: u64, count: usize) -> Rows {
+        let within = |sequence: Sequence| {
+            let row = self.segment.rows_before(sequence).saturating_sub(before);
+            usize::try_from(row).unwrap_or(usize::MAX).min(count)
+        };
+        let mut wanted = Rows::default();
+        wanted
+            .extend_to(within(self.after.saturating_add(1))..within(self.until.saturating_add(1)));
+        wanted
+    }
+
+    fn bounds<'a>(&'a self, before: u64, facts: &'a RowGroupFacts) -> Bounds<'a> {
         let range = |range: &'a Option<TextRange>| match range {
             Some(range) => TextFacts::range(&range.min, &range.max),
             None => TextFacts::default(),
@@ -251,8 +270,8 @@ impl Scan {
         Bounds {
             place: Some(Place {
                 stream: &self.segment.summary().stream,
-                first,
-                last: first + facts.rows as u64 - 1,
+                first: self.segment.sequence_at(before),
+                last: self.segment.sequence_at(before + facts.rows as u64 - 1),
             }),
             time: facts.time,
             kind: range(&facts.kind),
@@ -327,22 +346,39 @@ impl Scan {
     }
 }
 
-/// Opens a segment and makes sure it is the one that was planned.
+/// A segment that was planned, or the output of compaction that took its place.
+#[derive(Debug)]
+pub struct Opened {
+    /// What is read.
+    pub segment: Segment,
+    /// The first sequence of the planned segment.
+    pub from: Sequence,
+    /// The last sequence of the planned segment.
+    pub until: Sequence,
+}
+
+/// Opens a segment and makes sure it is the one that was planned; of one that is gone, the output
+/// of compaction that says it was made of this very segment.
 ///
 /// # Errors
 /// `ArchiveChanged` if it is gone or another.
 pub async fn open_expected(
     store: Arc<dyn Store>,
     wanted: &SegmentToRead,
-) -> Result<Segment, EngineError> {
+) -> Result<Opened, EngineError> {
     let changed = |how: &str| EngineError::ArchiveChanged {
         segment: wanted.key.to_string(),
         how: how.to_owned(),
     };
     match Segment::open(Arc::clone(&store), &wanted.key, Some(wanted.size)).await {
-        Ok(segment) if segment.summary().digest == wanted.digest => Ok(segment),
+        Ok(segment) if segment.summary().digest == wanted.digest => {
+            let (from, until) = (segment.summary().first, segment.summary().last);
+            Ok(Opened { segment, from, until })
+        }
         Ok(_) => Err(changed("is another than before (its digest differs)")),
-        Err(ArchiveError::Store(StoreError::NotFound { .. })) => Err(changed("is gone")),
+        Err(ArchiveError::Store(StoreError::NotFound { .. })) => {
+            open_successor(&store, wanted).await?.ok_or_else(|| changed("is gone"))
+        }
         // With another size nothing is where it was looked for, which reads like damage.
         Err(
             error @ (ArchiveError::Damaged { .. }
@@ -352,18 +388,21 @@ pub async fn open_expected(
             match page.objects.iter().find(|object| object.key == wanted.key) {
                 Some(object) if object.size == wanted.size => Err(error.into()),
                 Some(_) => Err(changed("is another than before (its size differs)")),
-                None => Err(changed("is gone")),
+                None => open_successor(&store, wanted).await?.ok_or_else(|| changed("is gone")),
             }
         }
         Err(error) => Err(error.into()),
     }
 }
 
-fn rows_after(first: Sequence, rows: usize, after: Sequence) -> Rows {
-    let skipped = usize::try_from((after + 1).saturating_sub(first)).unwrap_or(usize::MAX);
-    let mut wanted = Rows::default();
-    wanted.extend_to(skipped.min(rows)..rows);
-    wanted
+/// Opens the output that took the place of a segment, if there is one that says so.
+async fn open_successor(
+    store: &Arc<dyn Store>,
+    wanted: &SegmentToRead,
+) -> Result<Option<Opened>, EngineError> {
+    let Some((stream, first)) = layout::parse_segment(&wanted.key) else { return Ok(None) };
+    let found = compaction::successor(store, &stream, first, &wanted.digest).await?;
+    Ok(found.map(|(segment, input)| Opened { segment, from: input.first, until: input.last }))
 }
 
 fn columns_needed(selection: &Selection) -> ColumnSet {

@@ -1,5 +1,6 @@
 //! Brings the index up to date with the archive: lists only what can be new, reads
-//! footers and not bodies, and knows when it is complete.
+//! footers and not bodies, and knows when it is complete. An output of compaction is taken in the
+//! place of the segments that it was made of.
 //!
 //! Complete means that every stream is contiguous up to its head. The archive is
 //! believed, the index is not: a stream whose end differs is indexed again.
@@ -7,7 +8,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use dacapo_archive::chain::{self, Head};
+use dacapo_archive::chain::{self, ChainEntry, Head};
+use dacapo_archive::compaction::{self, CompactionEntry};
 use dacapo_archive::store::{ObjectMeta, Store, StoreError};
 use dacapo_archive::{ArchiveError, Segment, SegmentSummary, layout};
 use dacapo_event::{Sequence, StreamName};
@@ -77,10 +79,17 @@ pub async fn sync(
         report.unreadable.push((layout::head(&head.stream).to_string(), HEAD_GONE.to_owned()));
         heads.push(head);
     }
+    let streams = index.streams()?;
+    let compacted: BTreeMap<StreamName, Sequence> = streams
+        .iter()
+        .filter_map(|progress| Some((progress.stream.clone(), progress.compacted?)))
+        .collect();
+    let compactions =
+        compaction::entries(&**store, |stream| compacted.get(stream).copied()).await?;
     let mut known: BTreeMap<StreamName, SegmentSummary> = BTreeMap::new();
-    for stream in index.streams()? {
+    for stream in streams {
         let in_archive = heads.iter().any(|head| head.stream == stream.stream);
-        let first = layout::parse_segment(&stream.last_key).map_or(0, |(_, first)| first);
+        let first = layout::parse_any_segment(&stream.last_key).map_or(0, |(_, first)| first);
         match index.segment(&stream.stream, first)? {
             Some(last) if in_archive => drop(known.insert(stream.stream, last)),
             _ => {
@@ -91,7 +100,8 @@ pub async fn sync(
     }
     for head in heads {
         let last = known.remove(&head.stream);
-        sync_stream(store, index, &head, last, &mut report, &mut progress).await?;
+        let compactions = compactions.get(&head.stream).map_or(&[][..], Vec::as_slice);
+        sync_stream(store, index, &head, last, compactions, &mut report, &mut progress).await?;
     }
     index.flush()?;
     Ok(report)
@@ -101,7 +111,8 @@ async fn sync_stream(
     store: &Arc<dyn Store>,
     index: &Index,
     head: &Head,
-    mut last: Option<SegmentSummary>,
+    last: Option<SegmentSummary>,
+    compactions: &[Sequence],
     report: &mut SyncReport,
     progress: &mut impl FnMut(Progress),
 ) -> Result<(), EngineError> {
@@ -110,12 +121,22 @@ async fn sync_stream(
     {
         index.remove_stream(&head.stream)?;
         report.restarted += 1;
-        last = None;
+        // Of many, those that were known may have been left out.
+        let all = compaction::entries_of(&**store, &head.stream).await?;
+        take_outputs(store, index, &head.stream, &all, report).await?;
+    } else {
+        take_outputs(store, index, &head.stream, compactions, report).await?;
     }
-    let contiguous = index.progress(&head.stream)?.is_some_and(|known| known.is_contiguous());
+    // An output may have taken the place of what was last.
+    let known = index.progress(&head.stream)?;
+    let contiguous = known.as_ref().is_some_and(|known| known.is_contiguous());
+    let last = match &known {
+        Some(known) => index.segment_at(&head.stream, known.last)?,
+        None => None,
+    };
     let after = match &last {
         Some(last) if contiguous && last.last >= head.last => return Ok(()),
-        Some(last) if contiguous => Some(last.first),
+        Some(last) if contiguous => Some(last.last),
         // A segment that could not be read before may have been mended.
         Some(_) => last_before_gap(index, &head.stream)?,
         None => None,
@@ -147,7 +168,103 @@ async fn sync_stream(
     gaps_of(index, head, report)
 }
 
-/// Returns the first sequence of the last segment before a stream's first gap.
+/// Takes new outputs of compaction in the place of what they were made of; one that cannot be read
+/// is reported, and the segments under it are taken as if it were not there. A stream of which an output that
+/// was known is no longer in the archive is begun again.
+async fn take_outputs(
+    store: &Arc<dyn Store>,
+    index: &Index,
+    stream: &StreamName,
+    listed: &[Sequence],
+    report: &mut SyncReport,
+) -> Result<(), EngineError> {
+    let mut known = index.progress(stream)?.and_then(|known| known.compacted);
+    let mut whole = None;
+    let rolled_back = known.is_some_and(|known| listed.binary_search(&known).is_err());
+    if rolled_back {
+        index.remove_stream(stream)?;
+        report.restarted += 1;
+        known = None;
+        // Of many, those that were known may have been left out.
+        whole = Some(compaction::entries_of(&**store, stream).await?);
+    }
+    let firsts = whole.as_deref().unwrap_or(listed);
+    let new = firsts.iter().copied().filter(|first| known.is_none_or(|known| *first > known));
+    let mut outputs = stream::iter(new)
+        .map(|first| output(store, index, stream, first))
+        .buffered(FOOTERS_AT_ONCE);
+    let mut all_read = true;
+    while let Some(output) = outputs.next().await {
+        match output? {
+            Ok(Output { summary, known }) => {
+                if !known {
+                    report.added += 1;
+                    index.replace_covered(&summary)?;
+                }
+                if all_read {
+                    index.set_compacted(stream, summary.first)?;
+                }
+            }
+            Err(unreadable) => {
+                all_read = false;
+                report.unreadable.push(unreadable);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What a compaction entry names, and whether the index has it already.
+struct Output {
+    summary: SegmentSummary,
+    known: bool,
+}
+
+/// Reads one compaction entry and the footer of its output, unless the index has it; what is
+/// damaged is not an error of the sync.
+async fn output(
+    store: &Arc<dyn Store>,
+    index: &Index,
+    stream: &StreamName,
+    first: Sequence,
+) -> Result<Result<Output, (String, String)>, EngineError> {
+    let key = layout::compaction_entry(stream, first).to_string();
+    let entry = match compaction::entry(&**store, stream, first).await {
+        Ok(Some(entry)) if entry.output.first == first => entry,
+        Ok(_) => return Ok(Err((key, "it is the entry of another place".to_owned()))),
+        Err(error @ (ArchiveError::Damaged { .. } | ArchiveError::NewerFormat { .. })) => {
+            return Ok(Err((key, error.to_string())));
+        }
+        Err(error) => return Err(error.into()),
+    };
+    if let Some(summary) = index.segment(stream, first)?
+        && summary.digest == entry.output.digest
+    {
+        return Ok(Ok(Output { summary, known: true }));
+    }
+    let object = ObjectMeta { key: entry.output.segment.clone(), size: entry.output.size };
+    Ok(match footer(store, stream, object, first).await? {
+        Ok(summary) if matches(&entry, &summary) => Ok(Output { summary, known: false }),
+        Ok(summary) => Err((
+            summary.key.to_string(),
+            "its footer and its compaction entry contradict each other".to_owned(),
+        )),
+        Err(unreadable) => Err(unreadable),
+    })
+}
+
+/// Returns whether this is the output that the entry names. One that was taken over keeps its place
+/// in the chain of segments.
+fn matches(entry: &CompactionEntry, summary: &SegmentSummary) -> bool {
+    let found = ChainEntry::of(summary);
+    let previous = match entry.is_taken_over() {
+        true => found.previous,
+        false => entry.output.previous,
+    };
+    ChainEntry { previous, ..entry.output.clone() } == found
+}
+
+/// Returns the last sequence before a stream's first gap.
 fn last_before_gap(index: &Index, stream: &StreamName) -> Result<Option<Sequence>, EngineError> {
     let mut before = None;
     let mut next = 1;
@@ -156,7 +273,7 @@ fn last_before_gap(index: &Index, stream: &StreamName) -> Result<Option<Sequence
         if summary.first > next {
             break;
         }
-        before = Some(summary.first);
+        before = Some(summary.last);
         next = summary.last + 1;
     }
     Ok(before)
@@ -170,8 +287,12 @@ fn unknown_of(
 ) -> Result<Vec<(ObjectMeta, Sequence)>, EngineError> {
     let mut unknown = Vec::new();
     for (object, first) in listed {
-        let known = index.segment(stream, first)?;
-        if known.is_none_or(|known| known.key != object.key || known.size != object.size) {
+        let known = index.segment_at(stream, first)?;
+        let same = |known: SegmentSummary| {
+            let is_output = layout::parse_compacted(&known.key).is_some();
+            is_output || known.key == object.key && known.size == object.size
+        };
+        if !known.is_some_and(same) {
             unknown.push((object, first));
         }
     }
@@ -217,8 +338,12 @@ async fn contradicts(
     Ok(!still_committed(store, known).await?)
 }
 
-/// Returns whether the chain has this very segment.
+/// Returns whether the chain has this very segment, or the stream this very output.
 async fn still_committed(store: &dyn Store, known: &SegmentSummary) -> Result<bool, EngineError> {
+    if layout::parse_compacted(&known.key).is_some() {
+        let entry = compaction::entry(store, &known.stream, known.first).await?;
+        return Ok(entry.is_some_and(|entry| entry.output.digest == known.digest));
+    }
     let entry = chain::entry(store, &known.stream, known.first).await?;
     Ok(entry.is_some_and(|entry| entry.digest == known.digest))
 }

@@ -4,11 +4,15 @@
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
+use dacapo_archive::chain::ChainEntry;
+use dacapo_archive::compact::{self, Mode, Options};
+use dacapo_archive::compaction;
 use dacapo_archive::store::memory::MemoryStore;
 use dacapo_archive::store::{ObjectKey, Store};
-use dacapo_archive::{SegmentBuilder, SegmentSummary, StreamWriter};
+use dacapo_archive::{Segment, SegmentBuilder, SegmentSummary, StreamWriter};
 use dacapo_event::marking::Priority;
 use dacapo_event::{
     Event, FieldTable, FieldValue, Message, Properties, Sequence, ShortStr, StreamName, Timestamp,
@@ -109,6 +113,38 @@ impl Archive {
         self.summaries.push(sealed.summary);
         self.summaries.sort_by_key(|summary| (summary.stream.clone(), summary.first));
         key
+    }
+
+    /// Merges small segments and drops exact repeats; `later` deletes what was merged, too. What
+    /// the archive holds afterwards, `events` and `summaries` say.
+    pub(crate) async fn compact(&mut self, output_bytes: u64, later: bool) -> compact::Report {
+        let options = Options {
+            streams: Vec::new(),
+            older_than: Duration::ZERO,
+            grace: if later { Duration::ZERO } else { compact::GRACE },
+            output_bytes,
+            mode: Mode::Apply,
+            clock,
+        };
+        let report = compact::compact(Arc::clone(&self.store), &options, |_| {}).await.unwrap();
+        assert!(report.problems.is_empty(), "{report:?}");
+        for (stream, events) in &mut self.events {
+            for first in compaction::entries_of(&*self.store, stream).await.unwrap() {
+                let entry = compaction::entry(&*self.store, stream, first).await.unwrap().unwrap();
+                let ChainEntry { segment, size, first, last, .. } = entry.output;
+                let opened = Segment::open(Arc::clone(&self.store), &segment, Some(size));
+                let opened = opened.await.unwrap();
+                if let Some(made) = opened.compaction() {
+                    events.retain(|event| !made.has_dropped(event.sequence));
+                }
+                self.summaries.retain(|summary| {
+                    summary.stream != *stream || summary.last < first || summary.first > last
+                });
+                self.summaries.push(opened.summary().clone());
+            }
+        }
+        self.summaries.sort_by_key(|summary| (summary.stream.clone(), summary.first));
+        report
     }
 
     /// Returns the plan of a selection, by a queue `q`.

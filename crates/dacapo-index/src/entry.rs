@@ -14,7 +14,11 @@ use prost::Message as _;
 use crate::StreamProgress;
 
 /// The format of keys and values; counted up when either changes.
-pub(crate) const VERSION: u32 = 1;
+pub(crate) const VERSION: u32 = 2;
+
+/// The format before: it lacks what compaction added, which reads as zero, so that an index of it
+/// only has to be brought up to date.
+pub(crate) const VERSION_BEFORE: u32 = 1;
 
 /// Key of the version.
 pub(crate) const VERSION_KEY: &[u8] = b"v";
@@ -54,7 +58,7 @@ struct SegmentEntry {
     stream: String,
     #[prost(uint64, tag = "4")]
     first: u64,
-    /// Events after the first.
+    /// Sequences after the first.
     #[prost(uint64, tag = "5")]
     more: u64,
     #[prost(sint64, tag = "6")]
@@ -80,6 +84,8 @@ struct SegmentEntry {
     previous: Option<Vec<u8>>,
     #[prost(bytes = "vec", optional, tag = "16")]
     source_mark: Option<Vec<u8>>,
+    #[prost(uint64, tag = "17")]
+    dropped: u64,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -102,6 +108,11 @@ struct ProgressEntry {
     events: u64,
     #[prost(string, tag = "4")]
     last_key: String,
+    #[prost(uint64, tag = "5")]
+    dropped: u64,
+    /// 0 for none: sequences begin at 1.
+    #[prost(uint64, tag = "6")]
+    compacted: u64,
 }
 
 /// Returns the value of a segment.
@@ -125,6 +136,7 @@ pub(crate) fn encode_segment(summary: &SegmentSummary) -> Vec<u8> {
         digest: digest(&summary.digest),
         previous: summary.previous.as_ref().map(digest),
         source_mark: summary.source_mark.as_ref().map(digest),
+        dropped: summary.dropped,
     };
     entry.encode_to_vec()
 }
@@ -139,6 +151,10 @@ pub(crate) fn decode_segment(value: &[u8]) -> Result<SegmentSummary, String> {
         stream: entry.stream.parse().map_err(|error| format!("{error}"))?,
         first: entry.first,
         last: entry.first.checked_add(entry.more).ok_or("a sequence is out of range")?,
+        dropped: match entry.dropped <= entry.more {
+            true => entry.dropped,
+            false => return Err("more was dropped than there was".to_owned()),
+        },
         time_min: time(entry.time_min, 0),
         time_max: time(entry.time_min, entry.time_span),
         archived_min: time(entry.archived_min, 0),
@@ -160,6 +176,8 @@ pub(crate) fn encode_progress(progress: &StreamProgress) -> Vec<u8> {
         segments: progress.segments,
         events: progress.events,
         last_key: progress.last_key.to_string(),
+        dropped: progress.dropped,
+        compacted: progress.compacted.unwrap_or(0),
     };
     entry.encode_to_vec()
 }
@@ -175,6 +193,8 @@ pub(crate) fn decode_progress(key: &[u8], value: &[u8]) -> Result<StreamProgress
         segments: entry.segments,
         events: entry.events,
         last_key: object_key(&entry.last_key)?,
+        dropped: entry.dropped,
+        compacted: (entry.compacted > 0).then_some(entry.compacted),
     })
 }
 

@@ -124,6 +124,7 @@ impl Index {
                 let found = <[u8; 4]>::try_from(bytes.as_ref()).map(u32::from_be_bytes);
                 match found {
                     Ok(entry::VERSION) => Ok(()),
+                    Ok(entry::VERSION_BEFORE) => self.write_version(),
                     Ok(found) => Err(IndexError::OtherVersion {
                         path: self.dir.clone(),
                         found,
@@ -162,11 +163,12 @@ impl Index {
             }
             before = Some(segment);
             let replaced = self.check_neighbours(segment)?;
+            let replaced = replaced.as_ref().map_or(&[][..], std::slice::from_ref);
             let progress = match changed.remove(&segment.stream) {
                 Some(progress) => progress,
                 None => self.progress(&segment.stream)?,
             };
-            let progress = advanced(progress, segment, replaced.as_ref());
+            let progress = advanced(progress, segment, replaced);
             changed.insert(&segment.stream, Some(progress));
             let key = entry::segment_key(&segment.stream, segment.first);
             batch.insert(key, entry::encode_segment(segment));
@@ -176,6 +178,52 @@ impl Index {
             batch.insert(entry::progress_key(stream), entry::encode_progress(&progress));
         }
         self.db.apply_batch(batch).map_err(|error| self.failed("write", error))
+    }
+
+    /// Adds an output of compaction in the place of all segments that lie within it: all of that, or
+    /// nothing if this fails or the process ends.
+    ///
+    /// # Errors
+    /// `Overlap`: a segment lies partly within it. Nothing was changed.
+    pub fn replace_covered(&self, output: &SegmentSummary) -> Result<(), IndexError> {
+        let stream = &output.stream;
+        let mut batch = sled::Batch::default();
+        let mut replaced = Vec::new();
+        let before = self.segment_at(stream, output.first)?;
+        let from = entry::segment_key(stream, output.first);
+        let to = entry::segment_key(stream, output.last);
+        let within = self.db.range(from..=to).map(|pair| {
+            let (key, value) = pair.map_err(|error| self.failed("read", error))?;
+            Ok::<_, IndexError>((key, self.decoded(&value)?))
+        });
+        if let Some(before) = before.filter(|before| before.first < output.first) {
+            return Err(self.overlap(output, &before));
+        }
+        for found in within {
+            let (key, segment) = found?;
+            if segment.last > output.last {
+                return Err(self.overlap(output, &segment));
+            }
+            batch.remove(key);
+            replaced.push(segment);
+        }
+        let progress = advanced(self.progress(stream)?, output, &replaced);
+        batch.insert(entry::segment_key(stream, output.first), entry::encode_segment(output));
+        batch.insert(entry::progress_key(stream), entry::encode_progress(&progress));
+        self.db.apply_batch(batch).map_err(|error| self.failed("write", error))
+    }
+
+    /// Notes that every compaction entry of a stream up to the one that begins with `first` is taken
+    /// into account.
+    ///
+    /// # Errors
+    /// The index cannot be read or written.
+    pub fn set_compacted(&self, stream: &StreamName, first: Sequence) -> Result<(), IndexError> {
+        let Some(progress) = self.progress(stream)? else { return Ok(()) };
+        let progress = StreamProgress { compacted: Some(first), ..progress };
+        let written =
+            self.db.insert(entry::progress_key(stream), entry::encode_progress(&progress));
+        written.map(drop).map_err(|error| self.failed("write", error))
     }
 
     /// Refuses a segment that runs into one that is there, and returns the one it replaces.
@@ -263,6 +311,23 @@ impl Index {
         let key = entry::segment_key(stream, first);
         let value = self.db.get(key).map_err(|error| self.failed("read", error))?;
         value.map(|value| self.decoded(&value)).transpose()
+    }
+
+    /// Returns the segment of a stream that this sequence lies in, if it is known.
+    ///
+    /// # Errors
+    /// `Damaged`, or the index cannot be read.
+    pub fn segment_at(
+        &self,
+        stream: &StreamName,
+        sequence: Sequence,
+    ) -> Result<Option<SegmentSummary>, IndexError> {
+        let prefix = entry::segments_prefix(stream);
+        let up_to = prefix.clone()..=entry::segment_key(stream, sequence);
+        let found = self.db.range(up_to).next_back().transpose();
+        let found = found.map_err(|error| self.failed("read", error))?;
+        let found = found.map(|(_, value)| self.decoded(&value)).transpose()?;
+        Ok(found.filter(|segment| segment.last >= sequence))
     }
 
     /// Returns the segments of one stream, by sequence.

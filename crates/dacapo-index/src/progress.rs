@@ -17,21 +17,25 @@ pub struct StreamProgress {
     pub events: u64,
     /// Key of the segment that ends with `last`.
     pub last_key: ObjectKey,
+    /// How many exact repeats compaction left out of its segments.
+    pub dropped: u64,
+    /// First sequence of the last compaction entry up to which every entry is taken into account.
+    pub compacted: Option<Sequence>,
 }
 
 impl StreamProgress {
     /// Returns whether every sequence from 1 to `last` is in a known segment. Segments never
-    /// overlap, so counting the events is enough.
+    /// overlap, so counting the sequences is enough.
     pub fn is_contiguous(&self) -> bool {
-        self.events == self.last
+        self.events + self.dropped == self.last
     }
 }
 
-/// Returns a stream's progress with one more segment, in place of the one replaced.
+/// Returns a stream's progress with one more segment, in place of those replaced.
 pub(crate) fn advanced(
     progress: Option<StreamProgress>,
     segment: &SegmentSummary,
-    replaced: Option<&SegmentSummary>,
+    replaced: &[SegmentSummary],
 ) -> StreamProgress {
     let mut progress = progress.unwrap_or_else(|| StreamProgress {
         stream: segment.stream.clone(),
@@ -39,11 +43,19 @@ pub(crate) fn advanced(
         segments: 0,
         events: 0,
         last_key: segment.key.clone(),
+        dropped: 0,
+        compacted: None,
     });
-    progress.segments += u64::from(replaced.is_none());
+    let mut was_last = false;
+    for replaced in replaced {
+        progress.segments = progress.segments.saturating_sub(1);
+        progress.events = progress.events.saturating_sub(replaced.events());
+        progress.dropped = progress.dropped.saturating_sub(replaced.dropped);
+        was_last |= replaced.last == progress.last;
+    }
+    progress.segments += 1;
     progress.events += segment.events();
-    progress.events = progress.events.saturating_sub(replaced.map_or(0, SegmentSummary::events));
-    let was_last = replaced.is_some_and(|replaced| replaced.last == progress.last);
+    progress.dropped += segment.dropped;
     if was_last || segment.last >= progress.last {
         progress.last = segment.last;
         progress.last_key = segment.key.clone();

@@ -157,7 +157,7 @@ async fn a_newer_format_is_refused_with_the_next_step() {
     bytes[place + 15] = b'9';
     let error = opened(bytes.into()).await.unwrap_err().to_string();
     assert!(
-        error.ends_with("has format version 9, this dacapo reads up to 1; use a newer dacapo"),
+        error.ends_with("has format version 9, this dacapo reads up to 2; use a newer dacapo"),
         "{error}"
     );
 }

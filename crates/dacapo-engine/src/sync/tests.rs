@@ -48,10 +48,11 @@ async fn an_empty_index_gets_everything_and_then_only_what_is_new() {
     assert!(report.is_complete());
     assert_eq!(indexed(&index), archive.summaries);
 
-    // Nothing new: a listing of heads, the heads, and a listing that shows that none is gone.
+    // Nothing new: a listing of heads, the heads, a listing that shows that none is gone, and one
+    // of compactions.
     let (report, read) = synced(&archive.store, &index).await;
     assert_eq!(report, SyncReport::default());
-    assert!(read.requests <= 4, "{read:?}");
+    assert!(read.requests <= 5, "{read:?}");
 
     let key = archive.append("s0", events(2)).await;
     let (report, read) = synced(&archive.store, &index).await;
@@ -59,7 +60,7 @@ async fn an_empty_index_gets_everything_and_then_only_what_is_new() {
     assert_eq!(indexed(&index), archive.summaries);
     // On top of that: the chain entry of what is known, two listings, one footer.
     let size = archive.summaries.iter().find(|summary| summary.key == key).unwrap().size;
-    assert!(read.requests <= 4 + 4, "{read:?}");
+    assert!(read.requests <= 5 + 4, "{read:?}");
     assert!(read.bytes < size + 3_000, "{read:?}");
 }
 
@@ -229,4 +230,94 @@ async fn a_stream_whose_head_is_gone_is_indexed_and_told() {
     assert_eq!(indexed(&index), archive.summaries);
     assert!(!report.is_complete());
     assert_eq!(report.unreadable, [(head.to_string(), HEAD_GONE.to_owned())]);
+}
+
+#[tokio::test]
+async fn outputs_take_the_place_of_what_they_were_made_of_at_the_price_of_their_footers() {
+    let mut archive = Archive::of(vec![events(60), events(9)], 2).await;
+    let (_dir, kept) = index();
+    synced(&archive.store, &kept).await;
+    for later in [false, true] {
+        archive.compact(1 << 20, later).await;
+        let (report, read) = synced(&archive.store, &kept).await;
+        assert!(report.is_complete() && report.restarted == 0, "{report:?}");
+        assert_eq!(indexed(&kept), archive.summaries);
+        // Two outputs, each with its entry, once; afterwards nothing is new.
+        assert_eq!(report.added, if later { 0 } else { 2 });
+        assert!(read.requests <= if later { 5 } else { 9 }, "{read:?}");
+        let (_dir, anew) = index();
+        let (report, read) = synced(&archive.store, &anew).await;
+        assert!(report.is_complete(), "{report:?}");
+        assert_eq!(indexed(&anew), indexed(&kept));
+        assert_eq!(anew.streams().unwrap(), kept.streams().unwrap());
+        // The footers of merged segments are not read.
+        assert!(read.requests <= 5 + 2 * (2 + 2 + 1), "{read:?}");
+    }
+}
+
+#[tokio::test]
+async fn an_output_that_is_gone_or_damaged_leaves_what_it_was_made_of() {
+    for damage in ["gone", "damaged", "no entry"] {
+        let mut archive = Archive::of(vec![events(20)], 2).await;
+        let before = archive.summaries.clone();
+        archive.compact(1 << 20, false).await;
+        let (_dir, kept) = index();
+        synced(&archive.store, &kept).await;
+        let (_dir, anew) = index();
+        let output = archive.summaries[0].clone();
+        let entry = layout::compaction_entry(&name("s0"), 1);
+        let key = if damage == "no entry" { entry } else { output.key.clone() };
+        let sound = archive.store.get(&key, ByteRange::Full).await.unwrap();
+        match damage {
+            "damaged" => archive.store.replace(&key, vec![7; sound.len()].into()).await.unwrap(),
+            _ => archive.store.delete(&key).await.unwrap(),
+        }
+        let (report, _) = synced(&archive.store, &anew).await;
+        assert_eq!(report.unreadable.len(), usize::from(damage != "no entry"), "{report:?}");
+        assert_eq!((indexed(&anew), report.gaps), (before.clone(), vec![]), "{damage}");
+        if damage == "no entry" {
+            // Its rollback is noticed by an index that knew it.
+            let (report, _) = synced(&archive.store, &kept).await;
+            assert_eq!((report.restarted, indexed(&kept)), (1, before), "{damage}");
+        }
+        archive.store.put_new(&key, sound.clone()).await.unwrap();
+        archive.store.replace(&key, sound).await.unwrap();
+        for index in [&kept, &anew] {
+            let (report, _) = synced(&archive.store, index).await;
+            assert!(report.is_complete(), "{damage}: {report:?}");
+            assert_eq!(indexed(index), archive.summaries, "{damage}");
+        }
+        assert_eq!(anew.streams().unwrap(), kept.streams().unwrap());
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(12))]
+
+    #[test]
+    fn so_does_one_of_an_archive_that_is_compacted_now_and_then(
+        steps in vec((0_u8..3, 1_u64..4, any::<bool>(), 0_u8..6), 1..25),
+    ) {
+        block_on(async {
+            let mut archive = Archive::new();
+            let (_dir, kept) = index();
+            for (stream, count, sync_now, compact) in steps {
+                // The same events each time, so that some are repeats.
+                archive.append(&format!("s{stream}"), events(count)).await;
+                if compact < 2 {
+                    archive.compact(20_000, compact == 1).await;
+                }
+                if sync_now {
+                    synced(&archive.store, &kept).await;
+                }
+            }
+            let (report, _) = synced(&archive.store, &kept).await;
+            assert!(report.is_complete() && report.restarted == 0, "{report:?}");
+            assert_eq!(indexed(&kept), archive.summaries);
+            let (_dir, anew) = index();
+            synced(&archive.store, &anew).await;
+            assert_eq!(indexed(&anew), indexed(&kept));
+            assert_eq!(anew.streams().unwrap(), kept.streams().unwrap());
+        });
+    }
 }

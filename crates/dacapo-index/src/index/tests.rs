@@ -32,6 +32,7 @@ fn segment(stream: &str, first: Sequence, last: Sequence) -> SegmentSummary {
         stream: name(stream),
         first,
         last,
+        dropped: 0,
         time_min: at(first),
         time_max: at(last),
         archived_min: at(first + 1),
@@ -89,6 +90,8 @@ fn progress_moves_with_the_segments() {
         segments: 2,
         events: 12,
         last_key: segment("shop", 11, 12).key,
+        dropped: 0,
+        compacted: None,
     };
     assert_eq!(progress, expected);
     assert!(progress.is_contiguous());
@@ -293,7 +296,7 @@ fn a_newer_index_says_how_to_make_it_anew() {
     index.db.insert(entry::VERSION_KEY, &(entry::VERSION + 1).to_be_bytes()).unwrap();
     index.close().unwrap();
     let error = Index::open(dir.path(), &holder()).unwrap_err();
-    assert!(matches!(error, IndexError::OtherVersion { found: 2, known: 1, .. }), "{error:?}");
+    assert!(matches!(error, IndexError::OtherVersion { found: 3, known: 2, .. }), "{error:?}");
     assert!(error.to_string().contains("`dacapo index rebuild`"), "{error}");
 }
 
@@ -354,4 +357,58 @@ proptest! {
         drop(entry::decode_segment(&bytes));
         drop(entry::decode_progress(&bytes, &bytes));
     }
+}
+
+fn output(first: Sequence, last: Sequence, dropped: u64) -> SegmentSummary {
+    let key = format!(
+        "compacted/stream=shop/date=2026-11-23/hour=08/{first:020}-0123456789abcdef.parquet"
+    );
+    let digest = Digest::of(b"output");
+    SegmentSummary { key: key.parse().unwrap(), dropped, digest, ..segment("shop", first, last) }
+}
+
+#[test]
+fn an_output_takes_the_place_of_what_lies_within_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let index = open(dir.path());
+    let shop = name("shop");
+    let segments = [segment("shop", 1, 10), segment("shop", 11, 20), segment("shop", 21, 30)];
+    index.insert_segments(&segments).unwrap();
+    index.insert_segments(&[segment("mail", 1, 5)]).unwrap();
+    index.replace_covered(&output(1, 20, 3)).unwrap();
+    index.set_compacted(&shop, 1).unwrap();
+    let expected = [segment("mail", 1, 5), output(1, 20, 3), segment("shop", 21, 30)];
+    assert_eq!(all(&index), expected);
+    let progress = index.progress(&shop).unwrap().unwrap();
+    assert_eq!((progress.segments, progress.events, progress.dropped), (2, 27, 3));
+    assert_eq!((progress.last, progress.compacted), (30, Some(1)));
+    assert!(progress.is_contiguous());
+    for (sequence, first) in [(1, 1), (15, 1), (20, 1), (21, 21), (30, 21)] {
+        assert_eq!(index.segment_at(&shop, sequence).unwrap().unwrap().first, first);
+    }
+    assert_eq!(index.segment_at(&shop, 31).unwrap(), None);
+    // Again, in a fresh index, and over a part of a segment.
+    index.replace_covered(&output(1, 20, 3)).unwrap();
+    assert_eq!(all(&index), expected);
+    let error = index.replace_covered(&output(1, 25, 0)).unwrap_err();
+    assert!(matches!(error, IndexError::Overlap { .. }), "{error}");
+    let error = index.replace_covered(&output(15, 20, 0)).unwrap_err();
+    assert!(matches!(error, IndexError::Overlap { .. }), "{error}");
+    index.close().unwrap();
+    let index = open(dir.path());
+    assert_eq!(all(&index), expected, "after it was closed and opened again");
+    assert_eq!(index.progress(&shop).unwrap(), Some(progress));
+}
+
+#[test]
+fn an_index_of_the_version_before_is_taken_as_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let index = open(dir.path());
+    index.insert_segments(&[segment("shop", 1, 10)]).unwrap();
+    index.db.insert(entry::VERSION_KEY, &entry::VERSION_BEFORE.to_be_bytes()).unwrap();
+    index.close().unwrap();
+    let index = open(dir.path());
+    assert_eq!(all(&index), [segment("shop", 1, 10)]);
+    let version = index.db.get(entry::VERSION_KEY).unwrap().unwrap();
+    assert_eq!(version.as_ref(), entry::VERSION.to_be_bytes());
 }

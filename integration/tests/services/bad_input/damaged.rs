@@ -179,7 +179,7 @@ fn a_segment_of_a_newer_format_asks_for_a_newer_dacapo() {
     let path = dacapo.segments().pop().unwrap();
     let segment = path.strip_prefix(dacapo.archive()).unwrap().display().to_string();
     make_newer(&path, Path::new(dacapo.archive()));
-    let words = "has format version 7, this dacapo reads up to 1; use a newer dacapo";
+    let words = "has format version 7, this dacapo reads up to 2; use a newer dacapo";
     check_verify(&dacapo, &segment, words);
     let sync = dacapo.run(["index", "sync"]);
     check_warned(&sync, &segment);

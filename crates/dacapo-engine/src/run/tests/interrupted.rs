@@ -317,3 +317,76 @@ async fn a_file_is_continued_where_it_was_left() {
     assert_eq!((receipt.phase, receipt.counts.confirmed), (Phase::Completed, 40));
     assert_eq!(std::fs::read_to_string(&path).unwrap().lines().count(), 40);
 }
+
+/// Of both streams one event is a repeat of another, in another segment.
+async fn with_repeats() -> World {
+    let events = |from: u64| {
+        let mut events: Vec<Event> = (from..from + 20).map(|n| event(n, at(n))).collect();
+        events[12] = events[3].clone();
+        events
+    };
+    World::new(Archive::of(vec![events(0), events(100)], 5).await)
+}
+
+/// Merged and deleted before the plan is carried out, or when half of it is done.
+#[tokio::test(start_paused = true)]
+async fn a_saved_plan_and_a_half_done_replay_go_on_after_compaction() {
+    for half_done in [false, true] {
+        let mut world = with_repeats().await;
+        let plan = world.plan(windowed(5, everything())).await;
+        let text = crate::plan_json::to_json(&plan).to_string();
+        let plan = crate::plan_json::from_json("plan.json", text.as_bytes()).unwrap();
+        let all = world.ids(&everything());
+        let id = world.create(&plan).id.clone();
+        let target = world.slow_queue();
+        let mut confirmed = 0;
+        if half_done {
+            let locked = world.state.lock(id.clone()).unwrap();
+            let replay = world.replay(&locked, &plan, &target);
+            let stopped = run_for(&replay, Duration::from_millis(18), Interruption::Stop).await;
+            confirmed = stopped.unwrap().receipt.counts.confirmed;
+            assert!((1..40).contains(&confirmed), "{confirmed}");
+        }
+        world.archive.compact(1 << 20, true).await;
+        let locked = world.state.lock(id).unwrap();
+        let receipt = world.run(&locked, &plan, &target).await.receipt;
+        assert_eq!(receipt.phase, Phase::Completed, "{half_done}");
+        let arrived = ids(&world.arrived().await);
+        let (done, rest) = all.split_at(usize::try_from(confirmed).unwrap());
+        // Every event, in order; of what was still to do, repeats in the archive only once.
+        let mut expected = done.to_vec();
+        for id in rest {
+            if !expected.contains(id) {
+                expected.push(id.clone());
+            }
+        }
+        assert_eq!(arrived, expected, "{half_done}");
+        assert_eq!((receipt.counts.confirmed, receipt.remaining()), (arrived.len() as u64, 0));
+    }
+}
+
+/// The segments that are read go away in the middle of the replay.
+#[tokio::test(start_paused = true)]
+async fn a_replay_goes_on_when_what_it_reads_is_compacted_and_deleted() {
+    let world = World::small().await;
+    let plan = world.plan(windowed(2, everything())).await;
+    let expected = world.ids(&everything());
+    let locked = world.create(&plan);
+    let target = world.slow_queue();
+    // The replay has the store's objects as they are when it asks.
+    let mut compacted = Archive::new();
+    compacted.store = Arc::clone(&world.archive.store);
+    compacted.events.clone_from(&world.archive.events);
+    let replay = world.replay(&locked, &plan, &target);
+    let (control, progress) = (watch::Sender::default(), watch::Sender::default());
+    let mut run = pin!(replay.run(control.subscribe(), &progress));
+    tokio::select! {
+        biased;
+        _ = &mut run => panic!("it is not that fast"),
+        () = sleep(Duration::from_millis(11)) => {}
+    }
+    compacted.compact(1 << 20, true).await;
+    let receipt = run.await.unwrap().receipt;
+    assert_eq!((receipt.phase, receipt.remaining()), (Phase::Completed, 0));
+    assert_eq!(ids(&world.arrived().await), expected);
+}

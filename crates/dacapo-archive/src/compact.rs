@@ -1,0 +1,289 @@
+//! Merges the small segments of each stream into large ones, drops exact repeats, and deletes what
+//! was merged after a grace period.
+//!
+//! What lives here: which streams, and what was done ([`compact`]); making outputs is in `merge`,
+//! deleting in `remove`. What does not: reading outputs ([`crate::compaction`]).
+//!
+//! Invariants: the chain entries stay, they are the proof of what there was; an output takes the
+//! place of segments only by its write-once entry; a segment is deleted only after the output was
+//! read back as a whole and held against it, event by event. Nothing is lost by a kill at any
+//! instant: what was put without its entry is ignored, and what was not deleted is deleted later.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use dacapo_event::{Clock, Event, StreamName};
+
+use crate::chain::{self, ChainEntry, Head};
+use crate::store::memory::MemoryStore;
+use crate::store::{ByteRange, ObjectKey, Store};
+use crate::verify::Finding;
+use crate::{ArchiveError, ColumnSet, Rows, Segment, footer};
+
+mod merge;
+mod remove;
+
+/// How long segments that were merged stay by default: longer than any replay that began before.
+pub const GRACE: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+
+/// How old all of a segment must be by default: what operators look at most is left alone, and
+/// there is enough for a large output.
+pub const OLDER_THAN: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// The size of an output by default: as the archiver's own segments, one request for a footer for
+/// each 32 MB.
+pub const OUTPUT_BYTES: u64 = 32 * 1024 * 1024;
+
+/// The largest output that may be asked for. It is held in memory, in a buffer that may be twice as
+/// large, beside an input of half its size: so the process stays under 200 MB.
+pub const OUTPUT_BYTES_MAX: u64 = 48 * 1024 * 1024;
+
+/// What to compact, and how.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Only these streams; all if there are none.
+    pub streams: Vec<StreamName>,
+    /// Only segments all of whose events were archived so long ago.
+    pub older_than: Duration,
+    /// How long segments stay after they were merged.
+    pub grace: Duration,
+    /// An output is finished at this size, about.
+    pub output_bytes: u64,
+    /// Whether anything is changed.
+    pub mode: Mode,
+    /// Tells the time.
+    pub clock: Clock,
+}
+
+/// Whether anything is changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// Outputs are made, inputs deleted.
+    Apply,
+    /// It is only told what would be done; repeats are not looked for.
+    DryRun,
+}
+
+/// What was done, and what is in the way.
+#[derive(Debug, Default)]
+pub struct Report {
+    /// Each stream, by name.
+    pub streams: Vec<StreamReport>,
+    /// What is damaged: a stream is compacted up to it, and deletes nothing that it touches.
+    pub problems: Vec<Finding>,
+}
+
+/// What was done to one stream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StreamReport {
+    /// The stream.
+    pub stream: StreamName,
+    /// Segments that were merged.
+    pub merged: u64,
+    /// Their bytes.
+    pub merged_bytes: u64,
+    /// Outputs that were made of them.
+    pub outputs: u64,
+    /// Their bytes; not known in a dry run.
+    pub output_bytes: u64,
+    /// Exact repeats that were left out of them.
+    pub dropped: u64,
+    /// Segments that are their own output, being large or alone on their day.
+    pub taken_over: u64,
+    /// Merged segments that were deleted after the grace period.
+    pub deleted: u64,
+    /// Their bytes.
+    pub deleted_bytes: u64,
+    /// Merged segments that stay for the rest of the grace period.
+    pub waiting: u64,
+    /// Outputs without an entry that were deleted: a compaction was stopped or overtaken.
+    pub leftovers: u64,
+}
+
+/// How far a compaction has come.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// Bytes of segments that were looked at.
+    pub bytes: u64,
+    /// Bytes of all segments that were listed so far.
+    pub bytes_all: u64,
+}
+
+/// Compacts an archive: in each stream first makes new outputs, then deletes what the grace period
+/// of older ones has passed for.
+///
+/// Cancel-safe: run again, it goes on.
+///
+/// # Errors
+/// The store fails. What is wrong with the archive itself is in the report.
+pub async fn compact(
+    store: Arc<dyn Store>,
+    options: &Options,
+    mut progress: impl FnMut(Progress),
+) -> Result<Report, ArchiveError> {
+    let mut report = Report::default();
+    let mut so_far = Progress::default();
+    for head in chain::heads(&*store).await? {
+        if !options.streams.is_empty() && !options.streams.contains(&head.stream) {
+            continue;
+        }
+        let mut work = Work {
+            store: &store,
+            options,
+            head: &head,
+            report: StreamReport::of(head.stream.clone()),
+            so_far: &mut so_far,
+            progress: &mut progress,
+        };
+        let mut ended = work.merge().await;
+        if ended.is_ok() {
+            ended = work.remove(&mut report.problems).await;
+        }
+        let done = work.report;
+        report.streams.push(done);
+        match ended {
+            Ok(()) => {}
+            Err(ArchiveError::Damaged { key, problem }) => {
+                report.problems.push(Finding::of(key, None, problem));
+            }
+            Err(error @ ArchiveError::NewerFormat { .. }) => {
+                let key = chain_of(&head);
+                report.problems.push(Finding::of(key, None, error));
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(report)
+}
+
+fn chain_of(head: &Head) -> String {
+    crate::layout::chain_of(&head.stream)
+}
+
+impl StreamReport {
+    fn of(stream: StreamName) -> Self {
+        StreamReport {
+            stream,
+            merged: 0,
+            merged_bytes: 0,
+            outputs: 0,
+            output_bytes: 0,
+            dropped: 0,
+            taken_over: 0,
+            deleted: 0,
+            deleted_bytes: 0,
+            waiting: 0,
+            leftovers: 0,
+        }
+    }
+}
+
+/// The compaction of one stream.
+struct Work<'a> {
+    store: &'a Arc<dyn Store>,
+    options: &'a Options,
+    head: &'a Head,
+    report: StreamReport,
+    so_far: &'a mut Progress,
+    progress: &'a mut dyn FnMut(Progress),
+}
+
+impl Work<'_> {
+    fn listed(&mut self, bytes: u64) {
+        self.so_far.bytes_all += bytes;
+    }
+
+    fn looked_at(&mut self, bytes: u64) {
+        self.so_far.bytes += bytes;
+        (self.progress)(*self.so_far);
+    }
+}
+
+/// Reads a whole object that an entry names, and makes sure that its bytes are those that were
+/// written; what is read from the segment returned comes from these bytes.
+///
+/// # Errors
+/// `Damaged`: it is missing or another. The store fails.
+async fn read_whole(
+    store: &Arc<dyn Store>,
+    entry: &ChainEntry,
+) -> Result<(Segment, Bytes), ArchiveError> {
+    let key = &entry.segment;
+    let bytes = chain::get_if_there(&**store, key)
+        .await?
+        .ok_or_else(|| ArchiveError::damaged(key, "it is missing"))?;
+    let whole = bytes.clone();
+    let hash = tokio::task::spawn_blocking(move || footer::digest_of(&whole));
+    if hash.await.unwrap_or(None) != Some(entry.digest) {
+        let problem = "its bytes are not those that were written (digest differs)";
+        return Err(ArchiveError::damaged(key, problem));
+    }
+    let memory = Arc::new(MemoryStore::new());
+    memory.put_new(key, bytes.clone()).await?;
+    let segment = Segment::open(memory, key, Some(bytes.len() as u64)).await?;
+    if ChainEntry::of(segment.summary()) != *entry {
+        let problem = "its footer and its entry contradict each other";
+        return Err(ArchiveError::damaged(key, problem));
+    }
+    Ok((segment, bytes))
+}
+
+/// Reads the events of a segment in order, a part of a row group at a time.
+struct Events {
+    segment: Segment,
+    group: usize,
+    parts: std::vec::IntoIter<(usize, Rows)>,
+    ready: std::vec::IntoIter<Event>,
+}
+
+/// What is decoded of one segment at once.
+const PART_BYTES: u64 = 4 * 1024 * 1024;
+
+impl Events {
+    fn of(segment: Segment) -> Self {
+        Events { segment, group: 0, parts: Vec::new().into_iter(), ready: Vec::new().into_iter() }
+    }
+
+    /// Returns the next events, never none of them; nothing at the end.
+    async fn part(&mut self) -> Result<Option<Vec<Event>>, ArchiveError> {
+        loop {
+            if let Some((group, rows)) = self.parts.next() {
+                let events = self.segment.read(group, &rows, ColumnSet::ALL).await?;
+                if !events.is_empty() {
+                    return Ok(Some(events));
+                }
+                continue;
+            }
+            let group = self.group;
+            if group == self.segment.row_groups() {
+                return Ok(None);
+            }
+            self.group += 1;
+            let rows = Rows::all(self.segment.facts(group).rows);
+            let parts = self.segment.batches(group, &rows, PART_BYTES);
+            self.parts =
+                parts.into_iter().map(|rows| (group, rows)).collect::<Vec<_>>().into_iter();
+        }
+    }
+
+    async fn next(&mut self) -> Result<Option<Event>, ArchiveError> {
+        loop {
+            if let Some(event) = self.ready.next() {
+                return Ok(Some(event));
+            }
+            match self.part().await? {
+                Some(events) => self.ready = events.into_iter(),
+                None => return Ok(None),
+            }
+        }
+    }
+}
+
+/// Returns whether an object is there with these very bytes.
+async fn is_there(store: &dyn Store, key: &ObjectKey, bytes: &Bytes) -> Result<bool, ArchiveError> {
+    Ok(store.get(key, ByteRange::Full).await? == *bytes)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,297 @@
+//! Makes outputs: which segments go together, which events are repeats, put and commit.
+//!
+//! Goes on from where the last output ends, without a hole, so that two compactors contend for the
+//! same write-once key and the one that comes too late begins again.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+
+use dacapo_event::{Digest, Event, Sequence, StreamName};
+use futures::{StreamExt, stream};
+
+use super::{Events, Mode, Work, is_there, read_whole};
+use crate::chain::{self, ChainEntry};
+use crate::compaction::{self, CompactionEntry, Input};
+use crate::store::{ObjectKey, Put};
+use crate::{ArchiveError, SegmentBuilder, SegmentSummary, layout};
+
+/// The most segments in one output: their list in its footer, which every reader fetches, stays
+/// near 130 KB.
+const INPUTS_MAX: usize = 1_000;
+
+/// The most events in one output: what is remembered of each, to find repeats, comes to 20 MB.
+const EVENTS_MAX: u64 = 250_000;
+
+/// The most repeats that one output leaves out, for the list in its footer: 600 KB. More stay.
+const DROPPED_MAX: usize = 10_000;
+
+/// Chain entries and footers read at once: hides the latency of a store.
+const READS_AT_ONCE: usize = 8;
+
+/// How often a compaction begins again because another one was faster.
+const OVERTAKEN_MAX: usize = 3;
+
+/// A segment that may be merged.
+struct Candidate {
+    entry: ChainEntry,
+    summary: SegmentSummary,
+}
+
+/// Segments that become one output.
+#[derive(Default)]
+struct Group {
+    inputs: Vec<Candidate>,
+    bytes: u64,
+    events: u64,
+}
+
+impl Group {
+    /// Returns whether an output is not made better by waiting for this segment: it would grow too
+    /// large, or lie under the date of another day.
+    fn is_full_before(&self, next: &Candidate, output_bytes: u64) -> bool {
+        let Some(first) = self.inputs.first() else { return false };
+        let large = |candidate: &Candidate| candidate.entry.size > output_bytes / 2;
+        layout::date_of(&first.entry.segment) != layout::date_of(&next.entry.segment)
+            || self.bytes + next.entry.size > output_bytes
+            || self.events + next.summary.events() > EVENTS_MAX
+            || self.inputs.len() == INPUTS_MAX
+            || large(first)
+            || large(next)
+    }
+
+    fn push(&mut self, next: Candidate) {
+        self.bytes += next.entry.size;
+        self.events += next.summary.events();
+        self.inputs.push(next);
+    }
+}
+
+/// Where a stream's outputs end.
+#[derive(Clone, Copy, Default)]
+struct End {
+    last: Sequence,
+    digest: Option<Digest>,
+}
+
+impl Work<'_> {
+    /// Makes all outputs that can be made now.
+    pub(super) async fn merge(&mut self) -> Result<(), ArchiveError> {
+        let end = self.end().await?.last;
+        let segments = layout::segments_of(&self.head.stream);
+        for object in chain::list_all(&**self.store, &segments, None).await? {
+            let first = layout::parse_segment(&object.key).map_or(0, |(_, first)| first);
+            self.listed(if first > end { object.size } else { 0 });
+        }
+        let mut overtaken = 0;
+        loop {
+            match self.merge_from_end().await {
+                Err(ArchiveError::Fenced { .. }) if overtaken < OVERTAKEN_MAX => overtaken += 1,
+                ended => return ended,
+            }
+        }
+    }
+
+    async fn merge_from_end(&mut self) -> Result<(), ArchiveError> {
+        let mut end = self.end().await?;
+        let name = &self.head.stream;
+        let after = layout::chain_entry(name, end.last);
+        let listed = chain::list_all(&**self.store, &layout::chain_of(name), Some(&after)).await?;
+        let firsts: Vec<Sequence> = listed
+            .iter()
+            .filter_map(|object| Some(layout::parse_chain_entry(&object.key)?.1))
+            .filter(|first| *first < self.head.last)
+            .collect();
+        drop(listed);
+        let (store, oldest) = (self.store, (self.options.clock)().minus(self.options.older_than));
+        let mut candidates = stream::iter(firsts)
+            .map(|first| async move {
+                let entry = chain_entry(&**store, name, first).await?;
+                let opened =
+                    crate::Segment::open(store.clone(), &entry.segment, Some(entry.size)).await;
+                Ok::<_, ArchiveError>((entry, opened.map(|segment| segment.summary().clone())))
+            })
+            .buffered(READS_AT_ONCE);
+        let mut group = Group::default();
+        let mut next_first = end.last + 1;
+        while let Some(candidate) = candidates.next().await {
+            let (entry, summary) = candidate?;
+            // The segment that the head names is the writer's, and so is all after it.
+            if entry.last >= self.head.last {
+                break;
+            }
+            if entry.first != next_first {
+                let key = layout::chain_entry(name, entry.first);
+                let problem =
+                    format!("sequences {next_first} to {} before it are missing", entry.first - 1);
+                return Err(ArchiveError::damaged(key, problem));
+            }
+            next_first = entry.last + 1;
+            let candidate = Candidate { summary: summary?, entry };
+            if ChainEntry::of(&candidate.summary) != candidate.entry {
+                let problem = "its footer and its chain entry contradict each other";
+                return Err(ArchiveError::damaged(&candidate.entry.segment, problem));
+            }
+            if candidate.summary.archived_max > oldest {
+                break;
+            }
+            if group.is_full_before(&candidate, self.options.output_bytes) {
+                end = self.finish(std::mem::take(&mut group), end).await?;
+            }
+            group.push(candidate);
+        }
+        drop(candidates);
+        if group.inputs.len() > 1 {
+            self.finish(group, end).await?;
+        }
+        Ok(())
+    }
+
+    async fn end(&self) -> Result<End, ArchiveError> {
+        let name = &self.head.stream;
+        let Some(first) = compaction::entries_of(&**self.store, name).await?.pop() else {
+            return Ok(End::default());
+        };
+        let entry = compaction::entry(&**self.store, name, first).await?;
+        let key = layout::compaction_entry(name, first);
+        let entry = entry.ok_or_else(|| ArchiveError::damaged(&key, "it disappeared"))?;
+        if entry.output.first != first || entry.output.last < first {
+            return Err(ArchiveError::damaged(&key, "it is the entry of another place"));
+        }
+        Ok(End { last: entry.output.last, digest: Some(entry.output.digest) })
+    }
+
+    /// Makes one output of a group and commits it; returns where the outputs end then.
+    async fn finish(&mut self, group: Group, end: End) -> Result<End, ArchiveError> {
+        let (Some(first), Some(last)) = (group.inputs.first(), group.inputs.last()) else {
+            return Ok(end);
+        };
+        if self.options.mode == Mode::DryRun {
+            let last = last.entry.last;
+            if group.inputs.len() == 1 {
+                self.report.taken_over += 1;
+            } else {
+                self.report.merged += group.inputs.len() as u64;
+                self.report.merged_bytes += group.bytes;
+                self.report.outputs += 1;
+            }
+            self.looked_at(group.bytes);
+            return Ok(End { last, digest: None });
+        }
+        if group.inputs.len() == 1 {
+            let output = ChainEntry { previous: end.digest, ..first.entry.clone() };
+            self.commit(&output).await?;
+            self.report.taken_over += 1;
+            self.looked_at(group.bytes);
+            return Ok(End { last: output.last, digest: Some(output.digest) });
+        }
+        let (first, source_mark) = (first.entry.segment.clone(), last.summary.source_mark);
+        let builder = self.filled(&group).await?;
+        let dropped = builder.dropped() as u64;
+        let inputs = group.inputs.iter().map(|input| Input {
+            first: input.entry.first,
+            last: input.entry.last,
+            bytes: input.entry.size,
+            digest: input.entry.digest,
+        });
+        let sealed = builder.seal_compacted(end.digest, &first, inputs.collect(), source_mark)?;
+        let output = ChainEntry::of(&sealed.summary);
+        self.put_output(&output.segment, sealed.bytes).await?;
+        self.commit(&output).await?;
+        self.report.merged += group.inputs.len() as u64;
+        self.report.merged_bytes += group.bytes;
+        self.report.outputs += 1;
+        self.report.output_bytes += output.size;
+        self.report.dropped += dropped;
+        Ok(End { last: output.last, digest: Some(output.digest) })
+    }
+
+    /// Reads all inputs and puts their events together, without exact repeats.
+    async fn filled(&mut self, group: &Group) -> Result<SegmentBuilder, ArchiveError> {
+        let name = self.head.stream.clone();
+        let mut filling = Filling {
+            builder: SegmentBuilder::new(name.clone(), group.inputs[0].entry.first),
+            stream: name,
+            seen: HashMap::new(),
+        };
+        for input in &group.inputs {
+            let (segment, _) = read_whole(self.store, &input.entry).await?;
+            let mut events = Events::of(segment);
+            while let Some(part) = events.part().await? {
+                // Encoding a row group takes a while.
+                let added = tokio::task::spawn_blocking(move || filling.add(part));
+                filling = added.await.map_err(|_| {
+                    ArchiveError::damaged(&input.entry.segment, "its events could not be encoded")
+                })??;
+            }
+            self.looked_at(input.entry.size);
+        }
+        Ok(filling.builder)
+    }
+
+    async fn put_output(&self, key: &ObjectKey, bytes: bytes::Bytes) -> Result<(), ArchiveError> {
+        match self.store.put_new(key, bytes.clone()).await? {
+            Put::Created => Ok(()),
+            Put::Exists if is_there(&**self.store, key, &bytes).await? => Ok(()),
+            Put::Exists => Err(ArchiveError::damaged(key, "another object has this digest's name")),
+        }
+    }
+
+    /// Makes an output part of the archive.
+    async fn commit(&self, output: &ChainEntry) -> Result<(), ArchiveError> {
+        let compacted_at = (self.options.clock)();
+        let entry = CompactionEntry { output: output.clone(), compacted_at };
+        let key = layout::compaction_entry(&self.head.stream, output.first);
+        match self.store.put_new(&key, entry.to_bytes()).await? {
+            Put::Created => Ok(()),
+            Put::Exists => Err(ArchiveError::Fenced {
+                stream: self.head.stream.to_string(),
+                sequence: output.first,
+            }),
+        }
+    }
+}
+
+/// One output that is being filled.
+struct Filling {
+    builder: SegmentBuilder,
+    stream: StreamName,
+    /// The first event of each identity.
+    seen: HashMap<Digest, Sequence>,
+}
+
+impl Filling {
+    fn add(mut self, events: Vec<Event>) -> Result<Self, ArchiveError> {
+        for event in events {
+            if event.has_own_id(&self.stream) {
+                match self.seen.entry(event.identity()) {
+                    Entry::Vacant(place) => drop(place.insert(event.sequence)),
+                    Entry::Occupied(first)
+                        if event.sequence == self.builder.next()
+                            && self.builder.dropped() < DROPPED_MAX =>
+                    {
+                        self.builder.drop_repeat(*first.get());
+                        continue;
+                    }
+                    Entry::Occupied(_) => {}
+                }
+            }
+            self.builder.push(event)?;
+        }
+        Ok(self)
+    }
+}
+
+/// Returns a chain entry that was listed.
+async fn chain_entry(
+    store: &dyn crate::store::Store,
+    stream: &StreamName,
+    first: Sequence,
+) -> Result<ChainEntry, ArchiveError> {
+    let key = layout::chain_entry(stream, first);
+    let entry = chain::entry(store, stream, first).await?;
+    let entry = entry.ok_or_else(|| ArchiveError::damaged(&key, "it disappeared"))?;
+    match entry.first == first && entry.last >= first {
+        true => Ok(entry),
+        false => Err(ArchiveError::damaged(&key, "it is the entry of another place")),
+    }
+}

@@ -1,0 +1,584 @@
+//! Compaction keeps every event and the proof of what was there, whenever it is killed.
+
+use std::fmt;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use async_trait::async_trait;
+use dacapo_event::{Message, Sequence, Timestamp};
+
+use super::*;
+use crate::compaction::{self, Compaction, Repeat};
+use crate::store::{ListPage, Put, StoreError};
+use crate::verify::{self, verify};
+use crate::{SegmentBuilder, StreamWriter, layout};
+
+/// When the events were archived.
+const BEGIN: u64 = 1_800_000_000;
+
+/// Two days later: everything is old enough.
+fn noon() -> Timestamp {
+    Timestamp::from_secs(BEGIN + 2 * 86_400)
+}
+
+/// After the grace period.
+fn later() -> Timestamp {
+    Timestamp::from_secs(BEGIN + 10 * 86_400)
+}
+
+fn options(clock: Clock) -> Options {
+    Options {
+        streams: Vec::new(),
+        older_than: OLDER_THAN,
+        grace: GRACE,
+        output_bytes: 60_000,
+        mode: Mode::Apply,
+        clock,
+    }
+}
+
+fn event(id: &str, body: &str, minutes: u64) -> Event {
+    let at = Timestamp::from_secs(BEGIN + minutes * 60);
+    Event {
+        sequence: 0,
+        archived_at: at,
+        time: Timestamp::from_secs(BEGIN),
+        id: id.to_owned(),
+        kind: "t".to_owned(),
+        key: None,
+        message: Message { body: body.to_owned().into(), ..Message::default() },
+    }
+}
+
+/// Appends a segment to a stream; an empty id becomes that of the event's place.
+async fn append(store: &Arc<dyn Store>, stream: &str, events: Vec<Event>) {
+    let stream: StreamName = stream.parse().unwrap();
+    let mut writer = StreamWriter::open(Arc::clone(store), stream.clone(), noon).await.unwrap();
+    let mut builder = SegmentBuilder::new(stream.clone(), writer.next());
+    let partition = events[0].archived_at;
+    for mut event in events {
+        event.sequence = builder.next();
+        if event.id.is_empty() {
+            event.id = Event::made_up_id(&stream, event.sequence);
+        }
+        builder.push(event).unwrap();
+    }
+    let sealed = builder.seal(writer.tip(), partition, None).unwrap();
+    writer.append(&sealed).await.unwrap();
+}
+
+/// An archive of one stream with segments of three events, the third a repeat of the first of the
+/// segment before.
+async fn archive(segments: u64) -> Arc<dyn Store> {
+    let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
+    for segment in 0..segments {
+        let id = |n: u64| format!("e-{n}");
+        let repeated = segment.saturating_sub(1);
+        let events = vec![
+            event(&id(segment), "first", segment),
+            event("", "no id", segment),
+            event(&id(repeated), "first", segment),
+        ];
+        append(&store, "shop", events).await;
+    }
+    store
+}
+
+fn shop() -> StreamName {
+    "shop".parse().unwrap()
+}
+
+async fn all_of(segment: Segment) -> Vec<Event> {
+    let mut events = Events::of(segment);
+    let mut all = Vec::new();
+    while let Some(event) = events.next().await.unwrap() {
+        all.push(event);
+    }
+    all
+}
+
+async fn open(store: &Arc<dyn Store>, entry: &ChainEntry) -> Segment {
+    Segment::open(Arc::clone(store), &entry.segment, Some(entry.size)).await.unwrap()
+}
+
+/// Returns the events of the stream as readers see them, and the sequences that were dropped.
+async fn archived(store: &Arc<dyn Store>) -> (Vec<Event>, Vec<Repeat>) {
+    let (mut events, mut dropped, mut next) = (Vec::new(), Vec::new(), 1);
+    for first in compaction::entries_of(&**store, &shop()).await.unwrap() {
+        assert_eq!(first, next, "outputs follow each other");
+        let entry = compaction::entry(&**store, &shop(), first).await.unwrap().unwrap().output;
+        let output = open(store, &entry).await;
+        dropped.extend(output.compaction().cloned().unwrap_or_default().dropped);
+        events.extend(all_of(output).await);
+        next = entry.last + 1;
+    }
+    while let Some(entry) = chain::entry(&**store, &shop(), next).await.unwrap() {
+        events.extend(all_of(open(store, &entry).await).await);
+        next = entry.last + 1;
+    }
+    (events, dropped)
+}
+
+async fn run(store: &Arc<dyn Store>, clock: Clock) -> Report {
+    compact(Arc::clone(store), &options(clock), |_| {}).await.unwrap()
+}
+
+async fn problems(store: &Arc<dyn Store>) -> Vec<String> {
+    let report = verify(Arc::clone(store), &[], |_| {}).await.unwrap();
+    report.problems.iter().map(|found| format!("{}: {}", found.key, found.problem)).collect()
+}
+
+async fn sound(store: &Arc<dyn Store>) -> verify::Report {
+    let report = verify(Arc::clone(store), &[], |_| {}).await.unwrap();
+    assert_eq!(report.problems, []);
+    report
+}
+
+async fn keys(store: &Arc<dyn Store>, prefix: &str) -> Vec<ObjectKey> {
+    let objects = chain::list_all(&**store, prefix, None).await.unwrap();
+    objects.into_iter().map(|object| object.key).collect()
+}
+
+/// Checks that the archive has exactly these events but for exact repeats, which it lists.
+async fn check_events(store: &Arc<dyn Store>, expected: &[Event]) {
+    let (events, dropped) = archived(store).await;
+    let mut all = events.clone();
+    for repeat in &dropped {
+        let first = events.iter().find(|event| event.sequence == repeat.repeat_of).unwrap();
+        let gone = &expected[usize::try_from(repeat.sequence).unwrap() - 1];
+        assert_eq!((gone.identity(), gone.sequence), (first.identity(), repeat.sequence));
+        all.push(gone.clone());
+    }
+    all.sort_by_key(|event| event.sequence);
+    assert_eq!(all, expected);
+    assert!(events.windows(2).all(|pair| pair[0].sequence < pair[1].sequence));
+}
+
+#[tokio::test]
+async fn small_segments_become_one_with_the_same_events_and_the_list_of_what_was_merged() {
+    let store = archive(10).await;
+    let (before, _) = archived(&store).await;
+    let report = run(&store, noon).await;
+    assert!(report.problems.is_empty(), "{report:?}");
+    let done = &report.streams[0];
+    assert_eq!((done.merged, done.outputs, done.dropped, done.waiting), (9, 1, 9, 9), "{done:?}");
+    check_events(&store, &before).await;
+    let entry = compaction::entry(&*store, &shop(), 1).await.unwrap().unwrap();
+    let output = open(&store, &entry.output).await;
+    let made = output.compaction().unwrap();
+    for input in &made.inputs {
+        let entry = chain::entry(&*store, &shop(), input.first).await.unwrap().unwrap();
+        assert_eq!((input.last, input.digest), (entry.last, entry.digest));
+    }
+    // The last segment is its writer's.
+    assert_eq!(made.inputs.iter().map(|input| input.last).max(), Some(27));
+    assert_eq!(made.dropped[0], Repeat { sequence: 3, repeat_of: 1 });
+    let verified = sound(&store).await;
+    assert_eq!((verified.segments, verified.outputs, verified.compacted), (10, 1, 0));
+    assert_eq!((verified.events, verified.dropped), (21, 9));
+    // Nothing is left to do.
+    let again = run(&store, noon).await;
+    assert_eq!((again.streams[0].merged, again.streams[0].deleted), (0, 0));
+}
+
+#[tokio::test]
+async fn only_exact_repeats_are_dropped() {
+    let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
+    let with_type = Event { kind: "u".to_owned(), ..event("a", "x", 2) };
+    append(&store, "shop", vec![event("a", "x", 0), event("a", "y", 0), event("b", "x", 0)]).await;
+    append(&store, "shop", vec![event("", "x", 1), event("", "x", 1), event("a", "x", 1)]).await;
+    append(&store, "shop", vec![with_type, event("b", "x", 2), event("shop:4", "x", 2)]).await;
+    append(&store, "shop", vec![event("last", "x", 3)]).await;
+    let (before, _) = archived(&store).await;
+    run(&store, noon).await;
+    check_events(&store, &before).await;
+    let dropped: Vec<(Sequence, Sequence)> =
+        archived(&store).await.1.iter().map(|at| (at.sequence, at.repeat_of)).collect();
+    // Not those without an id of their own, nor what has the id of such a one.
+    assert_eq!(dropped, [(6, 1), (8, 3)]);
+}
+
+#[tokio::test]
+async fn merged_segments_stay_for_the_grace_period_and_go_after_it() {
+    let store = archive(10).await;
+    let (before, _) = archived(&store).await;
+    run(&store, noon).await;
+    run(&store, noon).await;
+    assert_eq!(keys(&store, "segments/").await.len(), 10);
+    let report = run(&store, later).await;
+    assert_eq!((report.streams[0].deleted, report.streams[0].waiting), (9, 0), "{report:?}");
+    assert_eq!(keys(&store, "segments/").await.len(), 1);
+    check_events(&store, &before).await;
+    let verified = sound(&store).await;
+    assert_eq!((verified.segments, verified.compacted, verified.events), (10, 9, 21));
+    // The writer goes on where it was.
+    append(&store, "shop", vec![event("new", "x", 99)]).await;
+    sound(&store).await;
+}
+
+#[tokio::test]
+async fn what_is_young_another_days_or_large_is_not_merged() {
+    let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
+    let noise = |n: u64| -> String {
+        (0..1_100)
+            .map(|part| dacapo_event::Digest::of(format!("{n} {part}").as_bytes()).to_string())
+            .collect()
+    };
+    let day = 24 * 60;
+    for minutes in [0, 1, day, day + 1] {
+        append(&store, "shop", vec![event(&format!("e{minutes}"), "small", minutes)]).await;
+    }
+    append(&store, "shop", vec![event("large", &noise(1), day + 2)]).await;
+    // Two days later is noon: these are too young.
+    for minutes in [2 * day - 3, 2 * day - 2, 2 * day - 1] {
+        append(&store, "shop", vec![event(&format!("e{minutes}"), "small", minutes)]).await;
+    }
+    let young = Options { older_than: Duration::from_secs(86_400 - 180), ..options(noon) };
+    let (before, _) = archived(&store).await;
+    let report = compact(Arc::clone(&store), &young, |_| {}).await.unwrap();
+    let done = &report.streams[0];
+    // Two on each day; the large one has nothing after it yet.
+    assert_eq!((done.outputs, done.merged, done.taken_over), (2, 4, 0), "{done:?}");
+    check_events(&store, &before).await;
+    let report = run(&store, later).await;
+    assert_eq!((report.streams[0].outputs, report.streams[0].taken_over), (1, 1), "{report:?}");
+    check_events(&store, &before).await;
+    sound(&store).await;
+    // What is its own output is never deleted.
+    assert_eq!(keys(&store, "segments/").await.len(), 4);
+}
+
+#[tokio::test]
+async fn a_dry_run_tells_and_changes_nothing() {
+    let store = archive(10).await;
+    let before = keys(&store, "").await;
+    let dry = Options { mode: Mode::DryRun, ..options(noon) };
+    let told = compact(Arc::clone(&store), &dry, |_| {}).await.unwrap();
+    assert_eq!(keys(&store, "").await, before);
+    let done = run(&store, noon).await;
+    let of = |report: &Report| {
+        let stream = &report.streams[0];
+        (stream.merged, stream.merged_bytes, stream.outputs)
+    };
+    assert_eq!(of(&told), of(&done));
+    let dry = Options { clock: later, ..dry };
+    let told = compact(Arc::clone(&store), &dry, |_| {}).await.unwrap();
+    assert_eq!((told.streams[0].deleted, keys(&store, "segments/").await.len()), (9, 10));
+}
+
+/// A store whose process ends at the nth call, before or after it was carried out; and that can do
+/// something else first when a compaction is committed.
+struct Scripted {
+    inner: Arc<dyn Store>,
+    end: Option<(usize, bool)>,
+    calls: AtomicUsize,
+    overtaken_by: Mutex<Option<Options>>,
+}
+
+impl fmt::Debug for Scripted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Scripted")
+    }
+}
+
+impl Scripted {
+    fn ending(inner: &Arc<dyn Store>, end: Option<(usize, bool)>) -> Arc<Self> {
+        Arc::new(Scripted {
+            inner: Arc::clone(inner),
+            end,
+            calls: AtomicUsize::new(0),
+            overtaken_by: Mutex::default(),
+        })
+    }
+
+    async fn call<T>(
+        &self,
+        key: &str,
+        real: impl Future<Output = Result<T, StoreError>>,
+    ) -> Result<T, StoreError> {
+        let nth = self.calls.fetch_add(1, Ordering::SeqCst) + 1;
+        let ended = || StoreError::Unavailable {
+            key: key.to_owned(),
+            location: "memory:".to_owned(),
+            reason: "the process has ended".to_owned(),
+        };
+        match self.end {
+            Some((end, after)) if nth == end && after => real.await.and(Err(ended())),
+            Some((end, _)) if nth >= end => Err(ended()),
+            _ => real.await,
+        }
+    }
+}
+
+#[async_trait]
+impl Store for Scripted {
+    async fn put_new(&self, key: &ObjectKey, bytes: Bytes) -> Result<Put, StoreError> {
+        let other = self
+            .overtaken_by
+            .lock()
+            .unwrap()
+            .take_if(|_| layout::parse_compaction_entry(key).is_some());
+        if let Some(other) = other {
+            // Its futures are not to be sent between threads; nothing here is.
+            let store = Arc::clone(&self.inner);
+            let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+            std::thread::spawn(move || {
+                runtime.block_on(compact(store, &other, |_| {})).unwrap();
+            })
+            .join()
+            .unwrap();
+        }
+        self.call(key.as_str(), self.inner.put_new(key, bytes)).await
+    }
+
+    async fn replace(&self, key: &ObjectKey, bytes: Bytes) -> Result<(), StoreError> {
+        self.call(key.as_str(), self.inner.replace(key, bytes)).await
+    }
+
+    async fn get(&self, key: &ObjectKey, range: ByteRange) -> Result<Bytes, StoreError> {
+        self.call(key.as_str(), self.inner.get(key, range)).await
+    }
+
+    async fn list(&self, prefix: &str, after: Option<&ObjectKey>) -> Result<ListPage, StoreError> {
+        self.call(prefix, self.inner.list(prefix, after)).await
+    }
+
+    async fn delete(&self, key: &ObjectKey) -> Result<(), StoreError> {
+        self.call(key.as_str(), self.inner.delete(key)).await
+    }
+
+    fn location(&self) -> String {
+        self.inner.location()
+    }
+}
+
+#[tokio::test]
+async fn killed_at_any_store_call_and_run_again_nothing_is_lost_and_the_chain_is_one() {
+    let small = |clock| Options { output_bytes: 12_000, ..options(clock) };
+    let mut kills = 0;
+    for nth in 1.. {
+        let mut reached = false;
+        for after in [false, true] {
+            let inner = archive(8).await;
+            let (before, _) = archived(&inner).await;
+            let store = Scripted::ending(&inner, Some((nth, after)));
+            // One run makes outputs, the next deletes what was merged; either may be killed.
+            for clock in [noon as Clock, later] {
+                let ended = compact(store.clone(), &small(clock), |_| {}).await;
+                reached |= ended.is_err();
+                kills += u32::from(ended.is_err());
+                check_events(&inner, &before).await;
+                sound(&inner).await;
+            }
+            let done = compact(Arc::clone(&inner), &small(noon), |_| {}).await.unwrap();
+            assert!(done.problems.is_empty(), "{nth} {after}: {done:?}");
+            compact(Arc::clone(&inner), &small(later), |_| {}).await.unwrap();
+            check_events(&inner, &before).await;
+            let report = sound(&inner).await;
+            assert_eq!((report.compacted, &report.notes), (6, &vec![]), "{nth} {after}");
+            assert!(report.outputs > 1, "{report:?}");
+        }
+        if !reached {
+            break;
+        }
+    }
+    assert!(kills > 100, "{kills}");
+}
+
+#[tokio::test]
+async fn of_two_compactions_one_is_overtaken_and_goes_on_after_the_other() {
+    let inner = archive(8).await;
+    let (before, _) = archived(&inner).await;
+    let store = Scripted::ending(&inner, None);
+    // It makes smaller outputs, so that they end elsewhere.
+    let other = Options { output_bytes: 12_000, ..options(noon) };
+    *store.overtaken_by.lock().unwrap() = Some(other);
+    let report = compact(store.clone(), &options(noon), |_| {}).await.unwrap();
+    assert!(report.problems.is_empty(), "{report:?}");
+    assert!(store.overtaken_by.lock().unwrap().is_none());
+    check_events(&inner, &before).await;
+    // What the slower one had put is nobody's, and is gone.
+    assert_eq!(sound(&inner).await.notes, []);
+    assert_eq!(keys(&inner, "compacted/").await.len(), 2);
+}
+
+#[tokio::test]
+async fn a_damaged_input_stops_its_stream_and_is_named() {
+    let store = archive(8).await;
+    let damaged = keys(&store, "segments/").await.remove(3);
+    let mut bytes = store.get(&damaged, ByteRange::Full).await.unwrap().to_vec();
+    bytes[100] ^= 1;
+    store.replace(&damaged, bytes.into()).await.unwrap();
+    append(&store, "other", vec![event("a", "x", 0)]).await;
+    let report = run(&store, noon).await;
+    let [problem] = report.problems.as_slice() else { panic!("{report:?}") };
+    assert_eq!((problem.key.as_str(), report.streams.len()), (damaged.as_str(), 2));
+    assert!(keys(&store, "compact").await.is_empty());
+}
+
+/// An output that differs from its inputs in one event, or drops one that is no repeat; its entry,
+/// digest and list of inputs are sound.
+async fn false_output(store: &Arc<dyn Store>, drops: bool) {
+    let (events, _) = archived(store).await;
+    let mut inputs = Vec::new();
+    let mut first_key = None;
+    for first in [1, 4] {
+        let entry = chain::entry(&**store, &shop(), first).await.unwrap().unwrap();
+        first_key = first_key.or(Some(entry.segment));
+        inputs.push(compaction::Input {
+            first,
+            last: entry.last,
+            bytes: entry.size,
+            digest: entry.digest,
+        });
+    }
+    let mut builder = SegmentBuilder::new(shop(), 1);
+    for mut event in events.into_iter().take(6) {
+        match (event.sequence, drops) {
+            (5, true) => builder.drop_repeat(1),
+            (5, false) => {
+                event.message.body = "changed".into();
+                builder.push(event).unwrap();
+            }
+            _ => builder.push(event).unwrap(),
+        }
+    }
+    let sealed = builder.seal_compacted(None, &first_key.unwrap(), inputs, None).unwrap();
+    store.put_new(&sealed.summary.key, sealed.bytes.clone()).await.unwrap();
+    let output = ChainEntry::of(&sealed.summary);
+    let entry = compaction::CompactionEntry { output, compacted_at: noon() };
+    store.put_new(&layout::compaction_entry(&shop(), 1), entry.to_bytes()).await.unwrap();
+}
+
+#[tokio::test]
+async fn inputs_of_an_output_that_differs_from_them_are_never_deleted() {
+    for drops in [false, true] {
+        let store = archive(4).await;
+        false_output(&store, drops).await;
+        let report = run(&store, later).await;
+        let [problem] = report.problems.as_slice() else { panic!("{report:?}") };
+        assert!(problem.problem.contains("its event 5 is not that"), "{problem:?}");
+        assert_eq!(keys(&store, "segments/").await.len(), 4);
+    }
+}
+
+async fn change(store: &Arc<dyn Store>, key: &ObjectKey, change: impl FnOnce(&mut Vec<u8>)) {
+    let mut bytes = store.get(key, ByteRange::Full).await.unwrap().to_vec();
+    change(&mut bytes);
+    store.replace(key, bytes.into()).await.unwrap();
+}
+
+#[track_caller]
+fn named(found: &[String], key: &ObjectKey, problem: &str) {
+    let named = found.iter().any(|line| line.contains(key.as_str()) && line.contains(problem));
+    assert!(named, "`{problem}` of {key} is not in {found:#?}");
+}
+
+#[tokio::test]
+async fn damage_to_outputs_and_their_entries_is_found_and_named() {
+    let compacted = async || {
+        let store = archive(11).await;
+        for clock in [noon as Clock, later] {
+            let small = Options { output_bytes: 12_000, ..options(clock) };
+            compact(Arc::clone(&store), &small, |_| {}).await.unwrap();
+        }
+        let (outputs, entries) =
+            (keys(&store, "compacted/").await, keys(&store, "compactions/").await);
+        assert!(outputs.len() > 2, "{outputs:?}");
+        (store, outputs, entries)
+    };
+    let (store, outputs, _) = compacted().await;
+    change(&store, &outputs[1], |bytes| bytes[100] ^= 1).await;
+    named(&problems(&store).await, &outputs[1], "digest differs");
+
+    let (store, outputs, _) = compacted().await;
+    store.delete(&outputs[0]).await.unwrap();
+    let found = problems(&store).await;
+    named(&found, &outputs[0], "is missing");
+    // And what it stood for is lost with it.
+    let first = chain::entry(&*store, &shop(), 1).await.unwrap().unwrap().segment;
+    named(&found, &first, "is missing");
+
+    let (store, _, entries) = compacted().await;
+    store.delete(&entries[1]).await.unwrap();
+    named(&problems(&store).await, &entries[2], "where the output before it ends");
+
+    let (store, _, entries) = compacted().await;
+    change(&store, &entries[1], |bytes| bytes.truncate(30)).await;
+    named(&problems(&store).await, &entries[1], "EOF");
+
+    let (store, outputs, entries) = compacted().await;
+    let a = store.get(&outputs[0], ByteRange::Full).await.unwrap();
+    store.replace(&outputs[1], a).await.unwrap();
+    named(&problems(&store).await, &outputs[1], "");
+    let entry = store.get(&entries[0], ByteRange::Full).await.unwrap();
+    store.replace(&entries[1], entry).await.unwrap();
+    named(&problems(&store).await, &entries[1], "is the entry of another place");
+}
+
+#[tokio::test]
+async fn an_output_that_was_made_of_other_segments_than_the_chain_names_is_named() {
+    let store = archive(8).await;
+    run(&store, noon).await;
+    let entry = layout::chain_entry(&shop(), 4);
+    let bytes = store.get(&entry, ByteRange::Full).await.unwrap();
+    let text = String::from_utf8(bytes.to_vec()).unwrap();
+    let digest = chain::entry(&*store, &shop(), 4).await.unwrap().unwrap().digest.to_string();
+    let other = dacapo_event::Digest::of(b"another").to_string();
+    store.replace(&entry, text.replace(&digest, &other).into()).await.unwrap();
+    let output = keys(&store, "compacted/").await.remove(0);
+    named(&problems(&store).await, &output, "was made of another segment at sequence 4");
+    // Nor is anything deleted then.
+    let report = run(&store, later).await;
+    assert!(report.problems[0].problem.contains("which the chain does not"), "{report:?}");
+    assert_eq!(keys(&store, "segments/").await.len(), 8);
+}
+
+#[tokio::test]
+async fn an_output_is_refused_by_whoever_does_not_know_of_repeats() {
+    let store = archive(4).await;
+    run(&store, noon).await;
+    let output = keys(&store, "compacted/").await.remove(0);
+    let bytes = store.get(&output, ByteRange::Full).await.unwrap();
+    let text = String::from_utf8_lossy(&bytes);
+    assert!(text.contains("\"sequence\":3,\"repeat_of\":1"));
+    let at = bytes.windows(13).rposition(|window| window == b"dacapo.format").unwrap() + 13 + 2;
+    assert_eq!(bytes[at], b'2');
+    let made: Compaction = all_inputs(&store, &output).await;
+    assert_eq!(made.inputs.len(), 3);
+}
+
+async fn all_inputs(store: &Arc<dyn Store>, key: &ObjectKey) -> Compaction {
+    let segment = Segment::open(Arc::clone(store), key, None).await.unwrap();
+    segment.compaction().unwrap().clone()
+}
+
+#[tokio::test]
+async fn every_changed_byte_cut_or_removal_of_what_stands_for_deleted_segments_is_found() {
+    let store = archive(5).await;
+    run(&store, noon).await;
+    run(&store, later).await;
+    sound(&store).await;
+    let (output, entry) =
+        (keys(&store, "compacted/").await.remove(0), keys(&store, "compactions/").await.remove(0));
+    for (key, step) in [(output, 23), (entry, 1)] {
+        let bytes = store.get(&key, ByteRange::Full).await.unwrap();
+        let flips = (0..bytes.len()).step_by(step).flat_map(|at| [(at, 1), (at, 0x20)]);
+        let flipped = flips.map(|(at, bits)| {
+            let mut bytes = bytes.to_vec();
+            bytes[at] ^= bits;
+            bytes
+        });
+        let cut = bytes[..bytes.len() - 1].to_vec();
+        let longer = [&bytes, b"\n".as_slice()].concat();
+        for changed in flipped.chain([cut, longer]) {
+            store.replace(&key, changed.into()).await.unwrap();
+            named(&problems(&store).await, &key, "");
+        }
+        store.delete(&key).await.unwrap();
+        // Without its entry the output is nobody's, and what it stood for is missing.
+        assert!(!problems(&store).await.is_empty(), "{key}");
+        store.replace(&key, bytes).await.unwrap();
+        sound(&store).await;
+    }
+}
