@@ -14,7 +14,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
 pub use archive::{
-    DefinitionsArgs, FieldArgs, ImportArgs, LsArgs, RepairArgs, RunArgs, VerifyArgs,
+    CompactArgs, DefinitionsArgs, FieldArgs, ImportArgs, LsArgs, RepairArgs, RunArgs, VerifyArgs,
 };
 pub use pace::PaceArgs;
 pub use preflight::PreflightArgs;
@@ -176,6 +176,9 @@ pub enum ArchiveCommand {
     Definitions(DefinitionsArgs),
     /// Rebuild what the archive can prove: chain entries, heads, the index; list what it cannot
     Repair(RepairArgs),
+    /// Merge small segments into large ones, drop exact repeats, and delete what was merged after a
+    /// grace period; safe to kill, run it again (from cron)
+    Compact(CompactArgs),
 }
 
 #[derive(Debug, Subcommand)]

@@ -12,6 +12,7 @@ mod archiver;
 mod bad_input;
 mod broker_disk;
 mod certificates;
+mod compacting;
 mod contract;
 mod definitions;
 mod demo;

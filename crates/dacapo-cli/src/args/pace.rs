@@ -58,10 +58,22 @@ pub fn parse_positive<N: FromStr>(text: &str) -> Result<N, String> {
 
 /// Parses a duration such as `30s`, `5m` or `1h 30m`.
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
-    let span: jiff::SignedDuration = text
-        .parse()
-        .map_err(|_| format!("`{text}` is not a duration (for example `30s`, `5m` or `1h 30m`)"))?;
-    Duration::try_from(span).map_err(|_| format!("`{text}` is negative"))
+    /// A day without a calendar.
+    const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+    let wrong = || format!("`{text}` is not a duration (for example `30s`, `1h 30m` or `7d`)");
+    let (days, rest) = match text.split_once('d') {
+        Some((days, rest)) if days.parse::<u32>().is_ok() => {
+            (days.parse().unwrap_or(0), rest.trim())
+        }
+        _ => (0, text),
+    };
+    let days = DAY.checked_mul(days).ok_or_else(wrong)?;
+    if rest.is_empty() && !text.is_empty() {
+        return Ok(days);
+    }
+    let span: jiff::SignedDuration = rest.parse().map_err(|_| wrong())?;
+    let span = Duration::try_from(span).map_err(|_| format!("`{text}` is negative"))?;
+    days.checked_add(span).ok_or_else(wrong)
 }
 
 /// Parses a number of bytes with an optional `k`, `M` or `G` (powers of 1,000) or `Ki`, `Mi`, `Gi`.

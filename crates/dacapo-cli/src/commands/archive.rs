@@ -31,6 +31,7 @@ use crate::serve;
 use crate::settings::Settings;
 use crate::signals::Signals;
 
+mod compact;
 mod definitions;
 mod disk;
 mod repair;
@@ -48,6 +49,7 @@ pub async fn run(
         ArchiveCommand::Verify(args) => check(&args, settings, output).await,
         ArchiveCommand::Definitions(args) => definitions::show(&args, settings, output).await,
         ArchiveCommand::Repair(args) => repair::run(&args, settings, output).await,
+        ArchiveCommand::Compact(args) => compact::run(&args, settings, output).await,
     }
 }
 
@@ -264,6 +266,9 @@ async fn check(args: &VerifyArgs, settings: &Settings, output: &Output) -> anyho
         "verified_at": at.to_string(),
         "streams": report.streams,
         "segments": report.segments,
+        "compacted": report.compacted,
+        "outputs": report.outputs,
+        "repeats_dropped": report.dropped,
         "events": report.events,
         "bytes": report.bytes,
         "problems": report.problems.iter().map(finding_json).collect::<Vec<_>>(),
@@ -284,6 +289,14 @@ async fn check(args: &VerifyArgs, settings: &Settings, output: &Output) -> anyho
             0 => "sound".to_owned(),
             count => format!("DAMAGED: {}", format::counted(count as u64, "problem")),
         };
+        if report.outputs > 0 {
+            text += &format!(
+                "compacted: {} stand for {} that are gone; {} were dropped\n",
+                format::counted(report.outputs, "output"),
+                format::counted(report.compacted, "segment"),
+                format::counted(report.dropped, "exact repeat"),
+            );
+        }
         text + &format!(
             "{verdict}; {} in {} of {}, {}\n",
             format::counted(report.events, "event"),

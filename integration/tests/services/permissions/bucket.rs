@@ -10,15 +10,15 @@ use crate::services;
 
 const PREFIX: &str = "events/production";
 
-/// Returns the policies of who reads and who writes.
-fn policies() -> [Value; 2] {
+/// Returns the policies of who reads, who writes, and who compacts.
+fn policies() -> [Value; 3] {
     let text = super::operations();
     let blocks = text.split("```json\n").skip(1).filter_map(|rest| rest.split_once("```"));
     let policies: Vec<Value> = blocks
         .map(|(block, _)| block.replace("BUCKET", seaweed::BUCKET).replace("PREFIX", PREFIX))
         .map(|block| serde_json::from_str(&block).expect("a policy is JSON"))
         .collect();
-    policies.try_into().expect("the document has two policies")
+    policies.try_into().expect("the document has three policies")
 }
 
 /// Returns the policy without each of its actions, and what it is without.
@@ -50,6 +50,10 @@ fn installation(server: &Seaweed, user: &str) -> Dacapo {
     dacapo
 }
 
+fn allowed_to_write(server: &Seaweed) -> Dacapo {
+    installation(server, "writer")
+}
+
 fn import(dacapo: &Dacapo, stream: &str) -> Output {
     let event = json!({ "id": stream, "type": "t", "body": { "stream": stream } });
     let lines = format!("{event}\n").into_bytes();
@@ -76,14 +80,20 @@ fn check_refused(output: &Output, without: &str) {
 
 #[test]
 fn each_command_works_with_its_policy_and_with_no_action_less() {
-    let [reader, writer] = policies();
+    let [reader, writer, compactor] = policies();
     let (readers, writers) = (each_action_less(&reader), each_action_less(&writer));
+    let compactors = each_action_less(&compactor);
     let named = |role: &str, all: &[(String, Value)]| -> Vec<(String, Value)> {
         all.iter().map(|(less, policy)| (format!("{role}-{less}"), policy.clone())).collect()
     };
-    let mut users = vec![("reader".to_owned(), reader), ("writer".to_owned(), writer)];
+    let mut users = vec![
+        ("reader".to_owned(), reader),
+        ("writer".to_owned(), writer),
+        ("compactor".to_owned(), compactor),
+    ];
     let (readers, writers) = (named("reader", &readers), named("writer", &writers));
-    users.extend(readers.iter().chain(&writers).cloned());
+    let compactors = named("compactor", &compactors);
+    users.extend(readers.iter().chain(&writers).chain(&compactors).cloned());
     let folder = RunFolder::create().unwrap();
     let server = Seaweed::start_with_users(&folder.path().join("seaweed"), &users).unwrap();
 
@@ -108,5 +118,33 @@ fn each_command_works_with_its_policy_and_with_no_action_less() {
     }
     for (user, _) in writers {
         check_refused(&import(&installation(&server, &user), &user), &user);
+    }
+
+    let stream = |name: &str| {
+        let small = crate::fixtures::SMALL_SEGMENTS;
+        crate::fixtures::import(
+            &allowed_to_write(&server),
+            name,
+            &crate::fixtures::lines(50),
+            &[small],
+        );
+    };
+    let args = |stream: &str| {
+        ["archive", "compact", "--older-than", "0s", "--grace", "0s", "--stream", stream]
+            .map(str::to_owned)
+    };
+    stream("compacted");
+    // The first merges, the second deletes; the one without a right fails in one of them.
+    let compacting = installation(&server, "compactor");
+    for _ in 0..2 {
+        compacting.run(args("compacted")).check(0);
+    }
+    check_refused(&reading.run(args("compacted")), "reader");
+    for (user, _) in compactors {
+        stream(&user);
+        let less = installation(&server, &user);
+        let outputs = [less.run(args(&user)), less.run(args(&user))];
+        let refused = outputs.iter().find(|output| output.status != Some(0));
+        check_refused(refused.unwrap_or_else(|| panic!("{user} may do everything")), &user);
     }
 }
