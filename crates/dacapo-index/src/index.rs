@@ -163,7 +163,7 @@ impl Index {
             }
             before = Some(segment);
             let replaced = self.check_neighbours(segment)?;
-            let replaced = replaced.as_ref().map_or(&[][..], std::slice::from_ref);
+            let replaced = replaced.as_slice();
             let progress = match changed.remove(&segment.stream) {
                 Some(progress) => progress,
                 None => self.progress(&segment.stream)?,

@@ -71,6 +71,7 @@ mod tests {
             stream: "shop".parse().unwrap(),
             first,
             last: first + EVENTS_PER_SEGMENT - 1,
+            dropped: 0,
             time_min: Timestamp::from_secs(number),
             time_max: Timestamp::from_secs(number + 1),
             archived_min: Timestamp::from_secs(number),

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use dacapo_integration::dacapo::Dacapo;
@@ -33,6 +33,12 @@ fn compact(dacapo: &Dacapo, flags: &[&str]) -> Value {
     let told = dacapo.json(args);
     assert_eq!(told["problems"], json!([]), "{told}");
     told["streams"][0].clone()
+}
+
+/// Returns the segments that are still there as they were written.
+fn originals(dacapo: &Dacapo) -> Vec<PathBuf> {
+    let folder = Path::new(dacapo.archive()).join("segments");
+    dacapo.segments().into_iter().filter(|path| path.starts_with(&folder)).collect()
 }
 
 fn check_whole_way(dacapo: &Dacapo) {
@@ -125,7 +131,7 @@ fn killed_at_any_moment_and_run_again_nothing_is_lost() {
     dacapo.run(&args).check(0);
     dacapo.run(["archive", "verify"]).check(0);
     assert_eq!(ids(&dacapo), expected);
-    assert_eq!(dacapo.segments().len(), 1, "after {kills} kills");
+    assert_eq!(originals(&dacapo).len(), 1, "after {kills} kills");
 }
 
 /// An output that was damaged before its inputs were deleted keeps them.
@@ -133,7 +139,7 @@ fn killed_at_any_moment_and_run_again_nothing_is_lost() {
 fn damage_keeps_what_was_merged_and_ends_with_status_4() {
     let dacapo = Dacapo::new();
     import(&dacapo, "shop", &lines(100), &[SMALL_SEGMENTS]);
-    let before = dacapo.segments();
+    let before = originals(&dacapo);
     compact(&dacapo, &["--older-than", "0s"]);
     let ls = dacapo.json(["archive", "ls", "--segments", "--json"]);
     let output = ls["segments"][0]["segment"].as_str().unwrap().to_owned();
@@ -146,7 +152,7 @@ fn damage_keeps_what_was_merged_and_ends_with_status_4() {
     refused.check(4);
     assert!(refused.stdout.contains(&output), "{refused:?}");
     assert!(refused.stdout.contains("digest differs"), "{refused:?}");
-    assert_eq!(dacapo.segments(), before);
+    assert_eq!(originals(&dacapo), before);
     let verified = dacapo.run(["archive", "verify"]);
     verified.check(4);
     assert!(verified.stdout.contains(&output), "{verified:?}");
