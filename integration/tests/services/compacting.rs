@@ -4,11 +4,12 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use dacapo_integration::dacapo::Dacapo;
 use dacapo_integration::environment;
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
 use super::fixtures::{SMALL_SEGMENTS, check_refused, event, ids, import, lines, ndjson, path};
 use super::witness;
