@@ -36,6 +36,10 @@ servers:
     cargo build -p dacapo-integration --no-default-features --bin servers
     target/debug/servers bash
 
+# Whether ten times 1 GB takes more memory than 1 GB: needs 25 GB of disk
+memory:
+    DACAPO_TEST_MEMORY_BYTES=1000000000 ./integration/test -p dacapo-integration --test services -- a_tenfold
+
 # What import, scan and replay cost here; prints a table and writes target/bench/report.json
 bench:
     cargo build --release -p dacapo-cli -p dacapo-integration --bins

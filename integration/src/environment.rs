@@ -20,6 +20,8 @@ pub const S3_BUCKET: &str = "DACAPO_TEST_S3_BUCKET";
 pub const PYTHON: &str = "DACAPO_TEST_PYTHON";
 /// The `dacapo` binary under test.
 pub const BIN: &str = "DACAPO_TEST_BIN";
+/// Bytes of the archive that a tenfold one is compared with in the tests of memory.
+pub const MEMORY_BYTES: &str = "DACAPO_TEST_MEMORY_BYTES";
 
 /// Returns the variable's value, or nothing if it is not set or empty.
 #[expect(clippy::disallowed_methods, reason = "tests are told by the environment what to run on")]

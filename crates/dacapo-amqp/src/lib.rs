@@ -17,6 +17,7 @@
 //! Invariants: a returned (unroutable) message is never reported as confirmed; a message that
 //! cannot be read as text or as a table is still delivered, with its bytes.
 
+mod appetite;
 mod connect;
 mod convert;
 mod error;

@@ -1,12 +1,14 @@
 //! The archiver's source: its queue and parking queue, consumed as they are.
 
 use std::num::NonZeroU16;
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use dacapo_bus::{BusError, Delivery, DeliveryTag, Source, Subscribe};
 use tokio::sync::oneshot;
 
 use crate::Broker;
+use crate::appetite::Appetite;
 use crate::connect::ANSWER_DEADLINE;
 use crate::error::lost;
 use crate::topology::{self, Binding};
@@ -22,20 +24,23 @@ pub struct AmqpSubscribe {
     broker: Broker,
     queue: String,
     bindings: Vec<Binding>,
-    prefetch: NonZeroU16,
+    appetite: Arc<Appetite>,
 }
 
 impl AmqpSubscribe {
     /// Returns a way to `queue`, the archiver's own, with `bindings` (those that are there already
     /// stay) and at most `prefetch` messages of it, and as many of its parking queue, delivered and
-    /// not acked. All of those may be in memory at once.
+    /// not acked. No more than `waiting_bytes_max` of them wait in memory to be taken, or one: if they
+    /// are larger, a source is lost and the next one has a smaller prefetch.
     pub fn new(
         broker: Broker,
         queue: impl Into<String>,
         bindings: Vec<Binding>,
         prefetch: NonZeroU16,
+        waiting_bytes_max: u64,
     ) -> Self {
-        AmqpSubscribe { broker, queue: queue.into(), bindings, prefetch }
+        let appetite = Arc::new(Appetite::new(prefetch, waiting_bytes_max));
+        AmqpSubscribe { broker, queue: queue.into(), bindings, appetite }
     }
 }
 
@@ -43,7 +48,7 @@ impl AmqpSubscribe {
 impl Subscribe for AmqpSubscribe {
     async fn open(&self) -> Result<Box<dyn Source>, BusError> {
         let queues = topology::declare(&self.broker, &self.queue, &self.bindings).await?;
-        let consumer = wire::start(self.broker.clone(), queues, self.prefetch).await?;
+        let consumer = wire::start(self.broker.clone(), queues, Arc::clone(&self.appetite)).await?;
         Ok(Box::new(AmqpSource { consumer, delivered: 0, acked: 0, end: End::NotYet }))
     }
 }
@@ -84,6 +89,7 @@ impl Source for AmqpSource {
         };
         match delivery {
             Ok(delivery) => {
+                self.consumer.waiting.remove(&delivery.message);
                 self.delivered = delivery.tag;
                 Ok(Some(delivery))
             }
@@ -101,6 +107,10 @@ impl Source for AmqpSource {
         self.ask(|done| Order::Ack(tag, done)).await?;
         self.acked = tag;
         Ok(())
+    }
+
+    fn prefetch(&self) -> Option<NonZeroU16> {
+        Some(self.consumer.prefetch)
     }
 
     async fn depth(&mut self) -> Result<u64, BusError> {

@@ -171,14 +171,54 @@ pub(crate) fn seal(object: &mut [u8]) -> Digest {
     digest
 }
 
-/// Returns the digest that the object should have, computed from its bytes; nothing if there is
-/// no place for a digest in it.
-pub(crate) fn digest_of(object: &[u8]) -> Option<Digest> {
-    let place = digest_place(object)?;
-    let mut hasher = Hasher::default();
-    hasher.update(&object[..place]);
-    hasher.update(&[b'0'; DIGEST_DIGITS]);
-    hasher.update(&object[place + DIGEST_DIGITS..]);
+/// Bytes at the end of an object that hold its digest: what follows the digest in a footer is fixed
+/// text of some 200 bytes.
+pub(crate) const DIGEST_TAIL_BYTES: usize = 4 * 1024;
+
+/// Computes the digest that an object should have from its bytes, piece by piece, so that no more
+/// than a piece has to be held.
+pub(crate) struct ObjectHasher {
+    hasher: Hasher,
+    /// Where the next piece begins.
+    offset: u64,
+    /// Where the digits begin.
+    place: u64,
+}
+
+impl ObjectHasher {
+    /// Begins with the end of an object of `size` bytes: its last [`DIGEST_TAIL_BYTES`], or all of
+    /// it. Returns nothing if there is no place for a digest in it.
+    pub(crate) fn new(size: u64, tail: &[u8]) -> Option<Self> {
+        let tail_start = size.checked_sub(tail.len() as u64)?;
+        let place = tail_start + digest_place(tail)? as u64;
+        Some(ObjectHasher { hasher: Hasher::default(), offset: 0, place })
+    }
+
+    /// Takes the next piece, in order from the first byte.
+    pub(crate) fn update(&mut self, piece: &[u8]) {
+        let end = self.offset + piece.len() as u64;
+        let within = |at: u64| {
+            usize::try_from(at.clamp(self.offset, end) - self.offset).expect("within the piece")
+        };
+        let (from, to) = (within(self.place), within(self.place + DIGEST_DIGITS as u64));
+        self.hasher.update(&piece[..from]);
+        self.hasher.update(&[b'0'; DIGEST_DIGITS][..to - from]);
+        self.hasher.update(&piece[to..]);
+        self.offset = end;
+    }
+
+    /// Returns the digest of all that was taken.
+    pub(crate) fn finish(self) -> Digest {
+        self.hasher.finish()
+    }
+}
+
+/// Returns the digest that an object should have, taken in pieces of `piece` bytes.
+#[cfg(test)]
+pub(crate) fn digest_of(object: &[u8], piece: usize) -> Option<Digest> {
+    let tail = &object[object.len().saturating_sub(DIGEST_TAIL_BYTES)..];
+    let mut hasher = ObjectHasher::new(object.len() as u64, tail)?;
+    object.chunks(piece).for_each(|piece| hasher.update(piece));
     Some(hasher.finish())
 }
 

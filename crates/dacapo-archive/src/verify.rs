@@ -11,15 +11,20 @@ use dacapo_event::{Digest, Sequence, StreamName};
 use futures::{StreamExt, stream};
 
 use crate::chain::{self, ChainEntry, Head};
+use crate::footer::{self, ObjectHasher};
 use crate::store::{ByteRange, ObjectKey, ObjectMeta, Store, StoreError};
-use crate::{ArchiveError, Segment, footer, layout};
+use crate::{ArchiveError, Segment, layout};
 
 use self::outputs::Outputs;
 
 mod outputs;
 
-/// Segments read at once: hides a store's latency; two of the largest fit the memory budget.
+/// Segments read at once: hides a store's latency.
 const SEGMENTS_AT_ONCE: usize = 2;
+
+/// Of a segment this much is held at a time: few requests, and memory that does not depend on how
+/// large segments are.
+const PIECE_BYTES: u64 = 4 * 1024 * 1024;
 
 /// Said of what should be there and is not.
 const MISSING: &str = "is missing";
@@ -370,16 +375,14 @@ async fn check_segment(
     stream: &StreamName,
     entry: &ChainEntry,
 ) -> Result<Option<String>, ArchiveError> {
-    let bytes = match store.get(&entry.segment, ByteRange::Full).await {
-        Ok(bytes) => bytes,
+    let digest = match digest_of(&**store, &entry.segment, entry.size).await {
+        Ok(digest) => digest,
         Err(StoreError::NotFound { .. }) => return Ok(Some(MISSING.to_owned())),
         Err(error @ (StoreError::Cold { .. } | StoreError::Permanent { .. })) => {
             return Ok(Some(error.to_string()));
         }
         Err(error) => return Err(error.into()),
     };
-    let hash = move || footer::digest_of(&bytes);
-    let digest = tokio::task::spawn_blocking(hash).await.unwrap_or(None);
     if digest != Some(entry.digest) {
         return Ok(Some("its bytes are not those that were written (digest differs)".to_owned()));
     }
@@ -395,6 +398,36 @@ async fn check_segment(
         Err(ArchiveError::Store(error)) => Err(error.into()),
         Err(error) => Ok(Some(problem_of(&error))),
     }
+}
+
+/// Returns the digest that an object of this size should have; nothing if there is no place for
+/// one in it. Holds one piece of it at a time.
+async fn digest_of(
+    store: &dyn Store,
+    key: &ObjectKey,
+    size: u64,
+) -> Result<Option<Digest>, StoreError> {
+    let tail = ByteRange::Suffix(size.min(footer::DIGEST_TAIL_BYTES as u64));
+    let tail = store.get(key, tail).await?;
+    let Some(mut hasher) = ObjectHasher::new(size, &tail) else { return Ok(None) };
+    let mut offset = 0;
+    while offset < size {
+        let end = size.min(offset + PIECE_BYTES);
+        let piece = store.get(key, ByteRange::Span(offset, end)).await?;
+        if piece.len() as u64 != end - offset {
+            return Ok(None);
+        }
+        let hash = move || {
+            hasher.update(&piece);
+            hasher
+        };
+        hasher = match tokio::task::spawn_blocking(hash).await {
+            Ok(hasher) => hasher,
+            Err(_) => return Ok(None),
+        };
+        offset = end;
+    }
+    Ok(Some(hasher.finish()))
 }
 
 fn check_link(

@@ -21,8 +21,8 @@
 //!   particular no `content_type`.
 //! - `headers`: an object; an empty one is none.
 //!
-//! Memory: three segments (filled, sealed, being put) and a few megabytes of lines, or one very
-//! long line.
+//! Memory: two segments (being filled or sealed, being put) and a few megabytes of lines, or three
+//! very long lines.
 
 use std::io::{Read, Write};
 use std::sync::Arc;
@@ -32,7 +32,7 @@ use std::time::Duration;
 use dacapo_archive::store::Store;
 use dacapo_archive::{ArchiveError, Sealed, StreamWriter, probe_write_once};
 use dacapo_event::{Clock, StreamName};
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::time::MissedTickBehavior;
 
 use crate::backoff::Backoff;
@@ -48,18 +48,19 @@ mod line;
 
 pub use fields::{Field, FieldMap};
 
-use build::{Building, Tally};
+use build::{Building, Finished, Tally};
 
 /// The longest line: holds a body of 16 MiB in any encoding but the most wasteful, and bounds the
 /// memory that a file without line ends can take.
 pub const LINE_BYTES_MAX: usize = 64 * 1024 * 1024;
 
-/// Pieces of input (about 1 MiB each) read ahead of the parser: enough that neither waits for the
-/// other's next scheduling.
-const PIECES_AHEAD: usize = 4;
+/// Pieces of input (about 1 MiB each, or one long line) read ahead of the parser, which has another
+/// and whose reader fills a third.
+const PIECES_AHEAD: usize = 1;
 
-/// Segments finished ahead of the one being put: each is memory.
-const SEGMENTS_AHEAD: usize = 1;
+/// Segments finished and not yet durable: while one is put the next is filled and waits. A third
+/// would be memory and no gain.
+const SEGMENTS_UNPUT: usize = 1;
 
 /// How often progress is told.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
@@ -159,10 +160,11 @@ pub async fn import(
     let bytes_read = Arc::new(AtomicU64::new(0));
 
     let (pieces_in, pieces) = mpsc::channel(PIECES_AHEAD);
-    let (segments_in, mut segments) = mpsc::channel(SEGMENTS_AHEAD);
+    let (segments_in, mut segments) = mpsc::channel(SEGMENTS_UNPUT);
+    let puts = Arc::new(Semaphore::new(SEGMENTS_UNPUT));
     let counted = input::Counted::new(input, Arc::clone(&bytes_read));
     let reading = tokio::task::spawn_blocking(move || input::read(counted, &pieces_in));
-    let building = Building::new(config, &writer, Arc::clone(&lines))?;
+    let building = Building::new(config, &writer, Arc::clone(&lines), puts)?;
     let building = tokio::task::spawn_blocking(move || building.run(pieces, &segments_in));
 
     let mut report = ImportReport { already, ..ImportReport::default() };
@@ -175,18 +177,19 @@ pub async fn import(
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut writer = Some(writer);
     loop {
-        let sealed: Option<Sealed> = tokio::select! {
-            sealed = segments.recv() => sealed,
+        let finished: Option<Finished> = tokio::select! {
+            finished = segments.recv() => finished,
             _ = tick.tick() => {
                 progress(told(&report));
                 continue;
             }
         };
-        let Some(sealed) = sealed else { break };
+        let Some(Finished { sealed, put }) = finished else { break };
         writer = Some(append(&place, writer.take(), &sealed).await?);
         report.events += sealed.summary.events();
         report.segments += 1;
         report.bytes += sealed.summary.size;
+        drop((sealed, put));
     }
     let Tally { skipped, problems } = joined(building.await)?;
     joined(reading.await);

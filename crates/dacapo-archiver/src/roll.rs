@@ -1,6 +1,6 @@
 //! When a segment is finished: a pure function of what was taken and the time.
 
-use std::num::NonZeroU64;
+use std::num::{NonZeroU16, NonZeroU64};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -20,10 +20,10 @@ pub struct RollPolicy {
 }
 
 impl RollPolicy {
-    /// Large enough that requests cost nothing beside the bytes and a scan reads few footers (60 GB
-    /// are some 500 objects of compressed JSON); small enough that one in flight and one being
-    /// filled fit the memory of a small container.
-    pub const BYTES: usize = 32 * 1024 * 1024;
+    /// The share of the default budget. Large enough that requests cost nothing beside the bytes and
+    /// a scan reads few footers (60 GB are some 1,000 objects of compressed JSON); small enough that
+    /// one in flight and one being filled, each with a body of 16 MiB more, fit the budget.
+    pub const BYTES: usize = 16 * 1024 * 1024;
 
     /// What a platform can lose with its broker: events younger than this may be on the bus only.
     pub const AGE: Duration = Duration::from_secs(60);
@@ -41,8 +41,16 @@ impl RollPolicy {
 
     /// Returns the defaults for a source with this prefetch.
     pub fn for_prefetch(prefetch: u16) -> Self {
-        let deliveries = NonZeroU64::new(u64::from(prefetch) / 2).unwrap_or(NonZeroU64::MIN);
-        RollPolicy { deliveries, ..Self::default() }
+        RollPolicy::default().within(NonZeroU16::new(prefetch))
+    }
+
+    /// Returns the policy for a source that has this prefetch: with no more than half of it in a
+    /// segment.
+    pub(crate) fn within(self, prefetch: Option<NonZeroU16>) -> Self {
+        let half = |prefetch: NonZeroU16| NonZeroU64::new(u64::from(prefetch.get()) / 2);
+        let half = prefetch.map(|prefetch| half(prefetch).unwrap_or(NonZeroU64::MIN));
+        let deliveries = half.map_or(self.deliveries, |half| half.min(self.deliveries));
+        RollPolicy { deliveries, ..self }
     }
 }
 

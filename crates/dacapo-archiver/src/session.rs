@@ -104,10 +104,11 @@ pub(crate) async fn run(
     shutdown: Pin<&mut (impl Future<Output = ()> + Send)>,
     totals: &mut Totals,
 ) -> Result<Ended, ArchiverError> {
+    let roll = context.roll.within(source.prefetch());
     let mut session = Session {
         context,
         source,
-        core: Core::new(context.place.stream.clone(), Arc::clone(&context.rules), context.roll),
+        core: Core::new(context.place.stream.clone(), Arc::clone(&context.rules), roll),
         totals,
         writer: None,
         storing: None,

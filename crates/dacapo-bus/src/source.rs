@@ -1,5 +1,7 @@
 //! The seam for consuming: deliveries with an explicit, cumulative ack.
 
+use std::num::NonZeroU16;
+
 use async_trait::async_trait;
 use dacapo_event::Message;
 
@@ -42,6 +44,10 @@ pub trait Source: Send {
 
     /// Acknowledges every delivery up to and including `tag`; the bus may then forget them.
     async fn ack(&mut self, tag: DeliveryTag) -> Result<(), BusError>;
+
+    /// Returns how many deliveries the bus hands over at the most before the first is acked; nothing
+    /// if there is no such bound. It stays the same while the source lives.
+    fn prefetch(&self) -> Option<NonZeroU16>;
 
     /// Returns how many messages wait in the queue, without those delivered and not acked.
     async fn depth(&mut self) -> Result<u64, BusError>;

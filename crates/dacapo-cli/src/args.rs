@@ -7,6 +7,7 @@ mod preflight;
 mod selection;
 mod target;
 
+use std::num::NonZeroU64;
 use std::path::PathBuf;
 
 use clap::builder::styling::Styles;
@@ -16,7 +17,7 @@ use clap_complete::Shell;
 pub use archive::{
     CompactArgs, DefinitionsArgs, FieldArgs, ImportArgs, LsArgs, RepairArgs, RunArgs, VerifyArgs,
 };
-pub use pace::PaceArgs;
+pub use pace::{PaceArgs, parse_bytes};
 pub use preflight::PreflightArgs;
 pub use selection::{SelectionArgs, read_bounded};
 pub use target::TargetArgs;
@@ -64,6 +65,10 @@ pub struct GlobalArgs {
     /// ~/.local/state/dacapo]
     #[arg(long, global = true, env = "DACAPO_STATE", value_name = "DIR")]
     pub state: Option<PathBuf>,
+    /// What events may take in memory, all buffers together, with the suffix Ki, Mi or Gi; the
+    /// process takes some 40 MB beside it [default: 128Mi]
+    #[arg(long, global = true, env = "DACAPO_MEMORY", value_parser = parse_bytes, value_name = "BYTES")]
+    pub memory: Option<NonZeroU64>,
     /// The broker: `amqp://user:password@host:5672/vhost`, or `amqps://`
     #[arg(long, global = true, env = "DACAPO_AMQP", value_name = "URL", hide_env_values = true)]
     pub amqp: Option<String>,

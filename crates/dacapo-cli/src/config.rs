@@ -16,6 +16,8 @@ pub struct Config {
     pub index: Option<PathBuf>,
     /// `--state`
     pub state: Option<PathBuf>,
+    /// `--memory`, as text: `"128Mi"`
+    pub memory: Option<String>,
     /// `--amqp`
     pub amqp: Option<String>,
     /// The password, for a file that only its owner can read.

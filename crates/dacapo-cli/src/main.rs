@@ -9,6 +9,7 @@
     reason = "a binary has no outside; `pub` says which module may use what"
 )]
 
+mod arenas;
 mod args;
 mod commands;
 mod config;
@@ -33,6 +34,7 @@ use crate::output::Output;
 use crate::settings::Settings;
 
 fn main() -> ExitCode {
+    arenas::bound();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(answer) => return exit::unparsed(&answer),

@@ -1,14 +1,15 @@
 //! What was meant: arguments, environment and file, resolved once. Only this travels.
 
+use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use dacapo_amqp::{AmqpUrl, Broker, ClientIdentity, Tls};
-use dacapo_event::{Clock, Digest, Timestamp};
+use dacapo_event::{Clock, Digest, MemoryBudget, Timestamp};
 use dacapo_management::{Management, ManagementError};
 use dacapo_s3::S3Options;
 
-use crate::args::{GlobalArgs, LogFormat};
+use crate::args::{GlobalArgs, LogFormat, parse_bytes};
 use crate::config::Config;
 use crate::exit::Failure;
 
@@ -28,6 +29,8 @@ pub struct Settings {
     pub log_format: LogFormat,
     /// The wall clock.
     pub clock: Clock,
+    /// What events may take in memory.
+    pub memory: MemoryBudget,
 }
 
 /// Where an archive is.
@@ -112,6 +115,7 @@ impl Settings {
             log: args.log.clone(),
             log_format: args.log_format,
             clock: wall_clock,
+            memory: memory(args.memory, config.memory.as_deref())?,
         })
     }
 
@@ -151,6 +155,12 @@ impl Settings {
         self.management.as_ref()
     }
 
+    /// Returns the size at which a segment is finished, unless another was asked for.
+    pub fn segment_bytes(&self, asked: Option<NonZeroU64>) -> usize {
+        let bytes = asked.map_or(self.memory.segment(), NonZeroU64::get);
+        usize::try_from(bytes).unwrap_or(usize::MAX)
+    }
+
     /// Returns what time it is.
     pub fn now(&self) -> Timestamp {
         (self.clock)()
@@ -160,6 +170,23 @@ impl Settings {
 /// A variable that is set to nothing says nothing: deployments pass such for what is not used.
 fn said(text: &Option<String>) -> Option<String> {
     text.clone().filter(|text| !text.is_empty())
+}
+
+fn memory(flag: Option<NonZeroU64>, file: Option<&str>) -> anyhow::Result<MemoryBudget> {
+    let from_file = || -> anyhow::Result<Option<NonZeroU64>> {
+        let parsed = file.map(parse_bytes).transpose();
+        parsed.map_err(|error| {
+            Failure::configuration(format!("`memory` in the configuration file: {error}")).into()
+        })
+    };
+    let Some(bytes) = flag.map_or_else(from_file, |bytes| Ok(Some(bytes)))? else {
+        return Ok(MemoryBudget::DEFAULT);
+    };
+    MemoryBudget::new(bytes.get()).ok_or_else(|| {
+        let least = MemoryBudget::MIN_BYTES / 1024 / 1024;
+        let problem = format!("a memory of {bytes} bytes is too little: give at least {least}Mi");
+        Failure::configuration(problem).into()
+    })
 }
 
 /// The text may hold a password, so the error does not quote it.

@@ -12,28 +12,24 @@ use std::sync::Arc;
 
 use dacapo_archive::ArchiveError;
 use dacapo_archive::store::{Store, StoreError};
-use dacapo_event::{Event, Sequence, StreamName, Timestamp};
+use dacapo_event::{Event, MemoryBudget, Sequence, StreamName, Timestamp};
 use dacapo_filter::Selection;
 
 use crate::EngineError;
 use crate::scan::{Found, Scan, SegmentToRead};
 
-/// What all streams together may hold decoded: with a batch on its way and the window on top, a
-/// replay stays well under 200 MB.
-pub const READ_BYTES: u64 = 32 * 1024 * 1024;
-
 /// The least a stream holds at once, however many there are: a thousand streams still fit the
 /// budget, at the price of decoding a page for each quarter of it.
 const BATCH_BYTES_MIN: u64 = 32 * 1024;
 
-/// The most a stream holds at once: a whole row group.
-const BATCH_BYTES_MAX: u64 = 8 * 1024 * 1024;
+/// The most a stream holds at once: half a row group, because decoding takes as much again.
+const BATCH_BYTES_MAX: u64 = 4 * 1024 * 1024;
 
 /// The most events in one merged batch: keeps pauses and cancels prompt.
 const MERGED_EVENTS_MAX: usize = 1_024;
 
 /// A merged batch of this weight is closed: several of them lie between reading and publishing.
-const MERGED_BYTES_MAX: usize = 4 * 1024 * 1024;
+const MERGED_BYTES_MAX: usize = 2 * 1024 * 1024;
 
 /// A stream to read: its segments in order, and the sequence to begin after.
 #[derive(Debug, Clone)]
@@ -86,11 +82,13 @@ struct Cursor {
 }
 
 impl Merge {
-    /// Begins to read; opens no segment yet.
+    /// Begins to read; opens no segment yet. All streams together hold what `memory` grants to
+    /// reading.
     pub fn new(
         store: Arc<dyn Store>,
         selection: Arc<Selection>,
         streams: impl IntoIterator<Item = StreamToRead>,
+        memory: MemoryBudget,
     ) -> Self {
         let mut cursors: Vec<Cursor> = streams
             .into_iter()
@@ -107,7 +105,7 @@ impl Merge {
             })
             .collect();
         cursors.sort_by(|a, b| a.name.cmp(&b.name));
-        let share = READ_BYTES / u64::try_from(cursors.len().max(1)).unwrap_or(u64::MAX);
+        let share = memory.reading() / u64::try_from(cursors.len().max(1)).unwrap_or(u64::MAX);
         let batch_bytes = share.clamp(BATCH_BYTES_MIN, BATCH_BYTES_MAX);
         Merge { store, selection, cursors, batch_bytes, where_skipped: 0 }
     }

@@ -4,14 +4,14 @@
 //! and publishing go on side by side within one future, bounded by a short queue.
 
 use std::collections::VecDeque;
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU64, NonZeroUsize};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use dacapo_archive::store::Store;
 use dacapo_archive::store::metered::Metered;
 use dacapo_bus::Connect;
-use dacapo_event::{Clock, Sequence, ShortStr, StreamName, marking};
+use dacapo_event::{Clock, MemoryBudget, Sequence, ShortStr, StreamName, marking};
 use dacapo_filter::Selection;
 use dacapo_republish::{
     Config, Control, How, Outgoing, Progress, RepublishError, Totals, WindowLimits, republish,
@@ -29,8 +29,8 @@ use crate::receipt::Receipt;
 use crate::state::{Control as Asked, Locked, ReplayId, State};
 
 /// Batches that lie ready between reading and publishing: one to go on with while the next is
-/// decoded.
-const BATCHES_AHEAD: usize = 2;
+/// decoded. Each may be a single large body, so that more would be memory.
+const BATCHES_AHEAD: usize = 1;
 
 /// How often the state directory is looked at for what another terminal asks.
 const CONTROL_INTERVAL: Duration = Duration::from_millis(250);
@@ -52,6 +52,8 @@ pub struct Replay<'a> {
     pub target: &'a dyn Connect,
     /// Tells the time for the journal.
     pub clock: Clock,
+    /// What reading and the window share.
+    pub memory: MemoryBudget,
 }
 
 /// How a run ended: the receipt always, and what went wrong if something did.
@@ -105,7 +107,7 @@ impl Replay<'_> {
         let metered = Arc::new(Metered::new(Arc::clone(&self.store)));
         let store: Arc<dyn Store> = Arc::clone(&metered) as Arc<dyn Store>;
         let streams = self.plan.streams(&standing.positions);
-        let merge = Merge::new(store, selection, streams);
+        let merge = Merge::new(store, selection, streams, self.memory);
         let emitted = Emitted::default();
         let (batches, input) = mpsc::channel(BATCHES_AHEAD);
         let mut checkpoints = Checkpoints {
@@ -124,7 +126,8 @@ impl Replay<'_> {
             window: WindowLimits {
                 messages: NonZeroUsize::try_from(self.plan.request.window)
                     .expect("32 bits fit a usize on every platform with a broker"),
-                ..WindowLimits::default()
+                bytes: NonZeroU64::new(self.memory.window())
+                    .expect("the least budget has a window"),
             },
         };
         let publish = republish(

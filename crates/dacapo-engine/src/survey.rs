@@ -13,8 +13,9 @@ use futures::{StreamExt, TryStreamExt, stream};
 use crate::EngineError;
 use crate::scan::{Scan, SegmentToRead};
 
-/// Segments counted at once by an exact survey: hides the store's latency within the budget.
-const COUNTED_AT_ONCE: usize = 4;
+/// Segments counted at once by an exact survey: hides the store's latency. Each may hold a body of
+/// any size, three times while it is decoded, and once more as JSON.
+const COUNTED_AT_ONCE: usize = 2;
 
 /// What one body batch of a count may decode to.
 const COUNT_BATCH_BYTES: u64 = 4 * 1024 * 1024;

@@ -18,9 +18,9 @@ const SLED: &str = "sled";
 /// sled's data file, which it locks.
 const SLED_FILE: &str = "db";
 
-/// What sled may keep in memory: all of a large index (100,000 segments of 500 bytes), and no part
-/// of the budget for reading that matters.
-const CACHE_BYTES: u64 = 64 * 1024 * 1024;
+/// What sled may keep in memory: all of an index of 30,000 segments of 500 bytes. Larger ones are
+/// read through once for a plan, in order, which a cache does not help.
+const CACHE_BYTES: u64 = 16 * 1024 * 1024;
 
 /// The catalogue of an archive's segments; see the crate's documentation.
 ///

@@ -26,6 +26,10 @@ use crate::{
 /// confirms and the operator are looked at every few milliseconds.
 const BATCH_MAX: usize = 200;
 
+/// No more input is taken while bodies of so many bytes wait: two calls of usual events, and large
+/// ones must not gather here while the target is slow.
+const PENDING_BYTES_MAX: u64 = 2 * 1024 * 1024;
+
 /// How long a target may take no messages before it counts as lost.
 const SEND_DEADLINE: Duration = Duration::from_secs(60);
 
@@ -259,7 +263,9 @@ impl<P, J: Journal<P>> Run<'_, P, J> {
         S: Stream<Item = Result<Vec<Outgoing<P>>, E>>,
     {
         let unanswered = self.window.unanswered() > 0;
-        let hungry = left == Input::Open && self.window.pending() < BATCH_MAX;
+        let hungry = left == Input::Open
+            && self.window.pending() < BATCH_MAX
+            && self.window.pending_bytes() < PENDING_BYTES_MAX;
         let mut wake = Instant::now() + TURN_MAX;
         if let Some(until) = until {
             wake = wake.min(until);

@@ -66,6 +66,8 @@ pub(crate) struct Window<P> {
     notes: VecDeque<Note<P>>,
     sent: usize,
     sent_bytes: u64,
+    /// Bytes of all bodies that are here.
+    bytes: u64,
     /// How many of `sent` are answered for: none, unless the front was refused.
     answered: usize,
     refusal: Option<Refusal>,
@@ -97,6 +99,7 @@ impl<P> Window<P> {
             notes: VecDeque::new(),
             sent: 0,
             sent_bytes: 0,
+            bytes: 0,
             answered: 0,
             refusal: None,
             hole: false,
@@ -108,6 +111,7 @@ impl<P> Window<P> {
     /// Adds what comes after everything that is here.
     pub(crate) fn push(&mut self, batch: Vec<Outgoing<P>>) {
         for Outgoing { position, id, time, message } in batch {
+            self.bytes += message.body.len() as u64;
             self.messages.push_back(message);
             self.notes.push_back(Note { position, id, time, taken: false, early: false });
         }
@@ -121,6 +125,11 @@ impl<P> Window<P> {
     /// Returns how many were not sent in this attempt.
     pub(crate) fn pending(&self) -> usize {
         self.messages.len() - self.sent
+    }
+
+    /// Returns the bytes of the bodies that were not sent in this attempt.
+    pub(crate) fn pending_bytes(&self) -> u64 {
+        self.bytes - self.sent_bytes
     }
 
     /// Returns how many outcomes are to come.
@@ -222,6 +231,7 @@ impl<P> Window<P> {
         let bytes = message.body.len() as u64;
         self.sent -= 1;
         self.sent_bytes -= bytes;
+        self.bytes -= bytes;
         self.allowed = self.limits.messages.get().min(self.allowed + 1);
         self.singly = self.singly.saturating_sub(1);
         totals.confirmed += 1;

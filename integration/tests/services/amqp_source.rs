@@ -10,7 +10,7 @@ use dacapo_amqp::{AmqpSubscribe, Binding, BlindSpot, Broker, blind_spots};
 use dacapo_bus::broker::parked_queue;
 use dacapo_bus::conformance::{DEADLINE, SourceHarness, check_source, full_message};
 use dacapo_bus::{BusError, Delivery, Parked, Source, Subscribe};
-use dacapo_event::{FieldTable, FieldValue, Message, Properties, ShortStr};
+use dacapo_event::{FieldTable, FieldValue, MemoryBudget, Message, Properties, ShortStr};
 use dacapo_integration::folder::RunFolder;
 use dacapo_integration::rabbit::Rabbit;
 use lapin::ExchangeKind;
@@ -39,7 +39,8 @@ fn subscribe_at(
     bindings: Vec<Binding>,
     prefetch: u16,
 ) -> AmqpSubscribe {
-    AmqpSubscribe::new(broker, queue, bindings, NonZeroU16::new(prefetch).expect("at least one"))
+    let prefetch = NonZeroU16::new(prefetch).expect("at least one");
+    AmqpSubscribe::new(broker, queue, bindings, prefetch, MemoryBudget::DEFAULT.waiting())
 }
 
 async fn next(source: &mut dyn Source) -> Delivery {

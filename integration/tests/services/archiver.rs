@@ -1,7 +1,7 @@
 //! The archiver as an operator runs it: what it keeps, what it tells, how it stops and is replaced.
 
 mod crash;
-mod hold;
+pub(crate) mod hold;
 mod standby;
 mod watched;
 

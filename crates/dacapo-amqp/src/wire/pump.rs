@@ -3,7 +3,7 @@
 //! A thread, as lapin has one: heartbeats must be answered while the caller waits for a store
 //! that is down, and the broker closes a connection that does not read for 15 seconds
 //! (`tcp_listen_options.send_timeout`), so deliveries are always taken in. How many can wait is
-//! bounded by the prefetch. The thread ends when the [`Consumer`] is dropped or the connection
+//! bounded by the prefetch, and how much memory they take by [`crate::appetite`]. The thread ends when the [`Consumer`] is dropped or the connection
 //! is.
 //!
 //! Both queues are consumed on one channel, so that one numbering of deliveries and one
@@ -11,6 +11,7 @@
 
 use std::collections::VecDeque;
 use std::num::NonZeroU16;
+use std::sync::Arc;
 
 use bytes::{Buf, BufMut, Bytes};
 use dacapo_bus::{BusError, Delivery, DeliveryTag};
@@ -23,6 +24,7 @@ use super::arriving::Arriving;
 use super::frame::{BODY, Frame, HEADER, HEARTBEAT, METHOD, put_short, take_short};
 use super::link::{Link, Method, method_of, methods};
 use crate::Broker;
+use crate::appetite::{Appetite, Waiting};
 use crate::connect::{ANSWER_DEADLINE, CONNECT_DEADLINE};
 use crate::error::{Doing, lost};
 
@@ -59,19 +61,26 @@ pub(crate) enum Order {
 /// The source's end of a consuming connection.
 pub(crate) struct Consumer {
     pub(crate) deliveries: mpsc::Receiver<Delivery>,
+    /// The prefetch that it consumes with.
+    pub(crate) prefetch: NonZeroU16,
+    /// What waits in `deliveries`; whoever takes one says so.
+    pub(crate) waiting: Arc<Waiting>,
     pub(crate) orders: mpsc::Sender<Order>,
     /// How the connection ended.
     pub(crate) ended: oneshot::Receiver<Result<(), BusError>>,
     pub(crate) peer: String,
 }
 
-/// Connects and consumes both queues, each with this prefetch.
+/// Connects and consumes both queues, each with the prefetch of `appetite`.
 pub(crate) async fn start(
     broker: Broker,
     queues: Queues,
-    prefetch: NonZeroU16,
+    appetite: Arc<Appetite>,
 ) -> Result<Consumer, BusError> {
     let peer = broker.peer();
+    let prefetch = appetite.prefetch();
+    let waiting = Arc::new(Waiting::default());
+    let intake = Waited { appetite, waiting: Arc::clone(&waiting) };
     let (opened, wait_opened) = oneshot::channel();
     let (end, ended) = oneshot::channel();
     let (orders, order_queue) = mpsc::channel(ORDERS);
@@ -90,7 +99,7 @@ pub(crate) async fn start(
             }
         };
         runtime.block_on(async {
-            match Pump::open(&broker, queues, prefetch, sender).await {
+            match Pump::open(&broker, queues, sender, intake).await {
                 Ok(mut pump) => {
                     pump.opened = Some(opened);
                     let outcome = pump.run(order_queue).await;
@@ -118,7 +127,7 @@ pub(crate) async fn start(
             lost(&peer, reason)
         })?
         .map_err(|_| lost(&peer, "its thread ended"))??;
-    Ok(Consumer { deliveries, orders, ended, peer })
+    Ok(Consumer { deliveries, waiting, prefetch, orders, ended, peer })
 }
 
 /// Tells the caller, who may have gone away; then there is nobody to tell.
@@ -138,7 +147,15 @@ struct Pump {
     answers_left: u8,
     arriving: Option<Arriving>,
     questions: VecDeque<Question>,
+    delivered: DeliveryTag,
     acked: DeliveryTag,
+    waited: Waited,
+}
+
+/// What bounds the deliveries that wait.
+struct Waited {
+    appetite: Arc<Appetite>,
+    waiting: Arc<Waiting>,
 }
 
 /// A depth that was asked for; two queues answer.
@@ -158,9 +175,10 @@ impl Pump {
     async fn open(
         broker: &Broker,
         queues: Queues,
-        prefetch: NonZeroU16,
         deliveries: mpsc::Sender<Delivery>,
+        waited: Waited,
     ) -> Result<Pump, BusError> {
+        let prefetch = waited.appetite.prefetch();
         let mut link = Link::open(broker).await?;
         for channel in [DELIVERIES, QUESTIONS] {
             link.outbox.method(channel, methods::CHANNEL_OPEN, |to| put_short(to, b""));
@@ -190,7 +208,9 @@ impl Pump {
             answers_left: 2,
             arriving: None,
             questions: VecDeque::new(),
+            delivered: 0,
             acked: 0,
+            waited,
         })
     }
 
@@ -242,6 +262,12 @@ impl Pump {
                     self.acked = tag;
                 }
                 report(done, ());
+                let Waited { appetite, waiting } = &self.waited;
+                if let Some(prefetch) = appetite.too_little(waiting, self.acked) {
+                    let reason =
+                        format!("deliveries are small; consuming again with prefetch {prefetch}");
+                    return Err(lost(&self.link.peer, reason));
+                }
             }
             Some(Order::Depth(reply)) => {
                 for queue in [&self.queues.main, &self.queues.parked] {
@@ -352,7 +378,17 @@ impl Pump {
         let Some(whole) = self.arriving.take_if(|arriving| arriving.is_whole()) else {
             return Ok(());
         };
-        match self.deliveries.try_send(whole.into_delivery(&self.queues.main)) {
+        let delivery = whole.into_delivery(&self.queues.main);
+        self.delivered = delivery.tag;
+        let Waited { appetite, waiting } = &self.waited;
+        waiting.add(&delivery.message);
+        if let Some(prefetch) = appetite.too_much(waiting, self.delivered - self.acked) {
+            let reason = format!(
+                "more deliveries wait than memory allows for; consuming again with prefetch {prefetch}"
+            );
+            return Err(lost(&self.link.peer, reason));
+        }
+        match self.deliveries.try_send(delivery) {
             // Closed: the source was dropped, and the order queue says so next.
             Ok(()) | Err(mpsc::error::TrySendError::Closed(_)) => Ok(()),
             Err(mpsc::error::TrySendError::Full(_)) => {

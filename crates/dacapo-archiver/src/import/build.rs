@@ -12,7 +12,8 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use dacapo_archive::{ArchiveError, Sealed, SegmentBuilder, StreamWriter};
 use dacapo_event::{Digest, Hasher, Sequence, Timestamp};
 use serde_json::json;
-use tokio::sync::mpsc;
+use tokio::runtime::Handle;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use super::input::{LongLine, Piece};
 use super::line::{self, Parsed, Problem};
@@ -31,6 +32,13 @@ pub(super) struct Tally {
     pub(super) problems: Vec<LineProblem>,
 }
 
+/// A segment that only has to be put, and the leave to hold it: the next one is not handed over
+/// before this is dropped.
+pub(super) struct Finished {
+    pub(super) sealed: Sealed,
+    pub(super) put: OwnedSemaphorePermit,
+}
+
 /// An import between two lines.
 pub(super) struct Building {
     config: ImportConfig,
@@ -44,6 +52,7 @@ pub(super) struct Building {
     end: End,
     previous: Option<Digest>,
     draft: Option<Draft>,
+    puts: Arc<Semaphore>,
     tally: Tally,
 }
 
@@ -71,6 +80,7 @@ impl Building {
         config: ImportConfig,
         writer: &StreamWriter,
         lines: Arc<AtomicU64>,
+        puts: Arc<Semaphore>,
     ) -> Result<Self, ImportError> {
         let end = match (writer.next() - 1, writer.source_mark()) {
             (0, _) => End::Passed,
@@ -88,6 +98,7 @@ impl Building {
             end,
             previous: writer.tip(),
             draft: None,
+            puts,
             tally: Tally::default(),
         })
     }
@@ -97,7 +108,7 @@ impl Building {
     pub(super) fn run(
         mut self,
         mut pieces: mpsc::Receiver<io::Result<Piece>>,
-        segments: &mpsc::Sender<Sealed>,
+        segments: &mpsc::Sender<Finished>,
     ) -> Result<Tally, ImportError> {
         while let Some(piece) = pieces.blocking_recv() {
             let piece = piece.map_err(|source| ImportError::Read {
@@ -114,7 +125,7 @@ impl Building {
                         let from = lines.len() - rest.len() - bytes;
                         self.line(&lines[from..from + bytes])?;
                         if let Some(sealed) = self.full_segment()?
-                            && segments.blocking_send(sealed).is_err()
+                            && !self.hand_over(sealed, segments)
                         {
                             return Ok(self.tally);
                         }
@@ -128,7 +139,7 @@ impl Building {
         }
         if let Some(sealed) = self.seal()? {
             // Nobody there any more means that the import was given up.
-            drop(segments.blocking_send(sealed));
+            self.hand_over(sealed, segments);
         }
         if let BadLines::Keep(kept) = &mut self.config.bad_lines {
             kept.flush().map_err(|source| ImportError::Reject {
@@ -138,6 +149,12 @@ impl Building {
             })?;
         }
         Ok(self.tally)
+    }
+
+    /// Waits until the segment before is durable; returns whether anybody takes this one.
+    fn hand_over(&self, sealed: Sealed, segments: &mpsc::Sender<Finished>) -> bool {
+        let put = Handle::current().block_on(Arc::clone(&self.puts).acquire_owned());
+        put.is_ok_and(|put| segments.blocking_send(Finished { sealed, put }).is_ok())
     }
 
     fn line(&mut self, line: &[u8]) -> Result<(), ImportError> {

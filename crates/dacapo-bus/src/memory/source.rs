@@ -1,6 +1,6 @@
 //! Consuming from the bus in memory.
 
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU16, NonZeroU64, NonZeroUsize};
 use std::pin::pin;
 use std::sync::Arc;
 
@@ -135,6 +135,10 @@ impl Source for MemorySource {
 
     async fn ack(&mut self, tag: DeliveryTag) -> Result<(), BusError> {
         self.bus.lock().ack(&self.queue, self.id, tag)
+    }
+
+    fn prefetch(&self) -> Option<NonZeroU16> {
+        NonZeroU16::try_from(NonZeroU64::try_from(self.prefetch).ok()?).ok()
     }
 
     async fn depth(&mut self) -> Result<u64, BusError> {

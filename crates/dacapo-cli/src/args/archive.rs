@@ -33,9 +33,9 @@ pub struct RunArgs {
         value_name = "N"
     )]
     pub prefetch: NonZeroU16,
-    /// Finish a segment at this size
-    #[arg(long, default_value = "32Mi", value_parser = parse_bytes, value_name = "BYTES")]
-    pub roll_bytes: NonZeroU64,
+    /// Finish a segment at this size [default: an eighth of --memory]
+    #[arg(long, value_parser = parse_bytes, value_name = "BYTES")]
+    pub roll_bytes: Option<NonZeroU64>,
     /// Finish a segment at this age; what may be on the bus alone is younger
     #[arg(long, default_value = "60s", value_parser = parse_duration, value_name = "TIME")]
     pub roll_age: Duration,
@@ -113,9 +113,9 @@ pub struct ImportArgs {
     /// Where such lines go, with their number and what is wrong [default: FILE.rejects.ndjson]
     #[arg(long, value_name = "FILE", requires = "skip_bad")]
     pub rejects: Option<PathBuf>,
-    /// Finish a segment at this size
-    #[arg(long, default_value = "32Mi", value_parser = parse_bytes, value_name = "BYTES")]
-    pub roll_bytes: NonZeroU64,
+    /// Finish a segment at this size [default: an eighth of --memory]
+    #[arg(long, value_parser = parse_bytes, value_name = "BYTES")]
+    pub roll_bytes: Option<NonZeroU64>,
     #[command(flatten)]
     pub fields: FieldArgs,
 }

@@ -91,7 +91,7 @@ async fn archiver(args: RunArgs, settings: &Settings, output: &Output) -> anyhow
         stream: stream.clone(),
         rules: args.attributes.rules(),
         roll: RollPolicy {
-            bytes: usize::try_from(args.roll_bytes.get()).unwrap_or(usize::MAX),
+            bytes: settings.segment_bytes(args.roll_bytes),
             age: args.roll_age,
             ..RollPolicy::for_prefetch(args.prefetch.get())
         },
@@ -102,7 +102,8 @@ async fn archiver(args: RunArgs, settings: &Settings, output: &Output) -> anyhow
         },
     };
     let peer = broker.url.peer();
-    let bus = AmqpSubscribe::new(broker, args.queue.clone(), args.bindings, args.prefetch);
+    let (queue, waiting) = (args.queue.clone(), settings.memory.waiting());
+    let bus = AmqpSubscribe::new(broker, queue, args.bindings, args.prefetch, waiting);
     output.talk(&format!(
         "archiving queue `{}` on {peer} to {}, stream `{stream}`",
         args.queue,

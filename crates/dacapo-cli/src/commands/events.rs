@@ -36,7 +36,7 @@ pub async fn run(args: &EventsArgs, settings: &Settings, output: &Output) -> any
     index.close()?;
 
     let streams = plan.streams(&Positions::new());
-    let mut merge = Merge::new(Arc::clone(&store), selection, streams);
+    let mut merge = Merge::new(Arc::clone(&store), selection, streams, settings.memory);
     let limit = if args.raw { 2 } else { args.limit };
     let mut printer = Printer { args, output, rows: Vec::new(), printed: 0, raw: None };
     'all: while let Some(events) = merge.next().await? {

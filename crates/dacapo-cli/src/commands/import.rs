@@ -85,7 +85,7 @@ async fn import_one(
         stream,
         fields: fields.clone(),
         bad_lines,
-        segment_bytes: usize::try_from(args.roll_bytes.get()).unwrap_or(usize::MAX),
+        segment_bytes: settings.segment_bytes(args.roll_bytes),
         clock: settings.clock,
         write_once: WriteOnce::Proven,
     };

@@ -101,6 +101,7 @@ pub async fn run(args: &ReplayArgs, settings: &Settings, output: &Output) -> any
         store,
         target: &*connect,
         clock: settings.clock,
+        memory: settings.memory,
     };
     carry_out(&replay, &args.running, signals, output).await
 }
@@ -142,6 +143,7 @@ async fn resume(
         store,
         target: &*connect,
         clock: settings.clock,
+        memory: settings.memory,
     };
     carry_out(&replay, running, signals, output).await
 }

@@ -5,6 +5,9 @@ use dacapo_filter::SelectionSpec;
 use proptest::prelude::*;
 
 use super::*;
+
+const MEMORY: MemoryBudget = MemoryBudget::DEFAULT;
+
 use crate::survey::Depth;
 use crate::testing::{Archive, any_selection, any_streams, at, block_on, event, everything};
 
@@ -17,7 +20,7 @@ async fn merged(
     let plan = archive.plan(spec.clone(), Depth::Index).await;
     let selection = Arc::new(Selection::compile(spec.clone()).unwrap());
     let store = Arc::clone(&archive.store);
-    let mut merge = Merge::new(store, selection, plan.streams(positions));
+    let mut merge = Merge::new(store, selection, plan.streams(positions), MEMORY);
     let (mut order, mut skipped) = (Vec::new(), 0);
     while let Some(batch) = merge.next().await.unwrap() {
         assert!(!batch.is_empty() && batch.len() <= MERGED_EVENTS_MAX);
@@ -77,7 +80,7 @@ async fn a_stream_is_opened_only_when_it_is_reached() {
     let selection = Arc::new(Selection::compile(everything()).unwrap());
     archive.store.delete(&late).await.unwrap();
     let mut merge =
-        Merge::new(Arc::clone(&archive.store), selection, plan.streams(&Positions::new()));
+        Merge::new(Arc::clone(&archive.store), selection, plan.streams(&Positions::new()), MEMORY);
     assert_eq!(merge.next().await.unwrap().map(|batch| batch.len()), Some(2));
     let error = merge.next().await.unwrap_err();
     assert!(matches!(error, EngineError::ArchiveChanged { .. }), "{error}");
@@ -98,7 +101,7 @@ async fn many_streams_share_one_budget() {
     let plan = archive.plan(everything(), Depth::Index).await;
     let selection = Arc::new(Selection::compile(everything()).unwrap());
     let mut merge =
-        Merge::new(Arc::clone(&archive.store), selection, plan.streams(&Positions::new()));
+        Merge::new(Arc::clone(&archive.store), selection, plan.streams(&Positions::new()), MEMORY);
     let (mut events, mut heaviest) = (0, 0);
     while let Some(batch) = merge.next().await.unwrap() {
         events += batch.len() as u64;
@@ -106,5 +109,5 @@ async fn many_streams_share_one_budget() {
         heaviest = heaviest.max(held.map(|found| found.event.weight() as u64).sum());
     }
     assert_eq!(events, STREAMS * 60);
-    assert!(heaviest > 0 && heaviest <= 2 * READ_BYTES, "{heaviest}");
+    assert!(heaviest > 0 && heaviest <= 2 * MEMORY.reading(), "{heaviest}");
 }

@@ -60,7 +60,8 @@ impl World {
         target: &'a dyn Connect,
     ) -> Replay<'a> {
         let store = Arc::clone(&self.archive.store);
-        Replay { state: &self.state, locked, plan, store, target, clock }
+        let memory = MemoryBudget::DEFAULT;
+        Replay { state: &self.state, locked, plan, store, target, clock, memory }
     }
 
     /// Runs to the end.

@@ -13,7 +13,7 @@ const CHUNK_BYTES: usize = 65_536;
 
 /// What is held back of a `PUT` whose path contains the text.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Hold {
+pub(crate) enum Hold {
     /// The server does not see it.
     Request(&'static str),
     /// The server has done it, and the client does not hear so.
@@ -21,7 +21,7 @@ pub(super) enum Hold {
 }
 
 /// The proxy; what it holds is cut when dropped.
-pub(super) struct HoldingProxy {
+pub(crate) struct HoldingProxy {
     port: u16,
     held: Receiver<()>,
     connections: Arc<Mutex<Vec<TcpStream>>>,
@@ -30,7 +30,7 @@ pub(super) struct HoldingProxy {
 impl HoldingProxy {
     /// Starts one in front of `http://host:port`. Only connections made while it is kept are
     /// served; the thread that accepts them ends with the tests.
-    pub(super) fn start(endpoint: &str, hold: Hold) -> Self {
+    pub(crate) fn start(endpoint: &str, hold: Hold) -> Self {
         let upstream = endpoint.strip_prefix("http://").expect("a plain address").to_owned();
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let port = listener.local_addr().unwrap().port();
@@ -48,12 +48,12 @@ impl HoldingProxy {
         HoldingProxy { port, held, connections }
     }
 
-    pub(super) fn endpoint(&self) -> String {
+    pub(crate) fn endpoint(&self) -> String {
         format!("http://127.0.0.1:{}", self.port)
     }
 
     /// Waits until it holds something.
-    pub(super) fn await_held(&self, deadline: Duration) {
+    pub(crate) fn await_held(&self, deadline: Duration) {
         self.held.recv_timeout(deadline).expect("the request comes");
     }
 }

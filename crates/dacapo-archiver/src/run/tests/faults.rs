@@ -253,6 +253,9 @@ async fn a_lost_connection_loses_nothing() {
         async fn ack(&mut self, tag: DeliveryTag) -> Result<(), BusError> {
             self.0.ack(tag).await
         }
+        fn prefetch(&self) -> Option<std::num::NonZeroU16> {
+            self.0.prefetch()
+        }
         async fn depth(&mut self) -> Result<u64, BusError> {
             self.0.depth().await
         }

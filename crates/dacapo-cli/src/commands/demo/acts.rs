@@ -234,8 +234,9 @@ impl Story<'_> {
         let locked = state.create(id, plan)?;
         let target = self.bus.to_queue_of(Role::Orders);
         let clock = self.settings.clock;
+        let memory = self.settings.memory;
         let replay =
-            Replay { state: &state, locked: &locked, plan, store, target: &*target, clock };
+            Replay { state: &state, locked: &locked, plan, store, target: &*target, clock, memory };
         let (_control, controlled) = watch::channel(Control::Run);
         let (progress, mut watched) = watch::channel(Progress::default());
         let show = async {

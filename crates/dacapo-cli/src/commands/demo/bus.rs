@@ -8,7 +8,7 @@ use dacapo_bus::broker::parked_queue;
 use dacapo_bus::memory::{ExchangeKind, MemoryBus, QueueOptions, RoutingKey};
 use dacapo_bus::{BusError, Connect, Subscribe};
 use dacapo_engine::survey::TargetFacts;
-use dacapo_event::ShortStr;
+use dacapo_event::{MemoryBudget, ShortStr};
 
 /// Who has a queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -98,7 +98,8 @@ impl Bus {
                     pattern: (*pattern).to_owned(),
                 };
                 let bindings = patterns.iter().map(bind).collect();
-                Box::new(AmqpSubscribe::new(broker.clone(), queue, bindings, prefetch))
+                let waiting = MemoryBudget::DEFAULT.waiting();
+                Box::new(AmqpSubscribe::new(broker.clone(), queue, bindings, prefetch, waiting))
             }
         }
     }
