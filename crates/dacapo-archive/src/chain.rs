@@ -81,6 +81,10 @@ impl HeadJson {
     }
 }
 
+/// A chain entry or head is smaller: two keys of up to 900 bytes, and some digests. No more is read
+/// of what lies in its place.
+const RECORD_BYTES_MAX: u64 = 64 * 1024;
+
 /// Version of the JSON objects; they change less often than the segment format.
 const JSON_FORMAT: u32 = 1;
 
@@ -249,7 +253,7 @@ pub async fn heads(store: &dyn Store) -> Result<Vec<Head>, ArchiveError> {
     let mut heads = Vec::new();
     for object in list_all(store, layout::HEADS, None).await? {
         if layout::parse_head(&object.key).is_some() {
-            let bytes = store.get(&object.key, ByteRange::Full).await?;
+            let bytes = record(store, &object.key).await?;
             heads.push(Head::from_bytes(&object.key, &bytes)?);
         }
     }
@@ -340,11 +344,20 @@ pub(crate) async fn get_if_there(
     store: &dyn Store,
     key: &ObjectKey,
 ) -> Result<Option<Bytes>, ArchiveError> {
-    match store.get(key, ByteRange::Full).await {
+    match record(store, key).await {
         Ok(bytes) => Ok(Some(bytes)),
-        Err(StoreError::NotFound { .. }) => Ok(None),
-        Err(error) => Err(error.into()),
+        Err(ArchiveError::Store(StoreError::NotFound { .. })) => Ok(None),
+        Err(error) => Err(error),
     }
+}
+
+/// Returns the bytes of an object that should be small.
+async fn record(store: &dyn Store, key: &ObjectKey) -> Result<Bytes, ArchiveError> {
+    let bytes = store.get(key, ByteRange::Suffix(RECORD_BYTES_MAX)).await?;
+    if bytes.len() as u64 == RECORD_BYTES_MAX {
+        return Err(ArchiveError::damaged(key, "it is larger than any chain entry or head"));
+    }
+    Ok(bytes)
 }
 
 /// Returns the segments of a stream that are committed and begin after `after`, in order of

@@ -9,14 +9,18 @@ use std::sync::Arc;
 
 use bytes::{Buf, Bytes};
 use dacapo_event::{Event, Message, ShortStr, Timestamp, wire};
+use parquet::basic::Type;
 use parquet::column::reader::{ColumnReaderImpl, get_column_reader, get_typed_column_reader};
 use parquet::data_type::{ByteArray, ByteArrayType, DataType, Int32Type, Int64Type};
 use parquet::errors::{ParquetError, Result};
 use parquet::file::metadata::ParquetMetaData;
+use parquet::file::page_index::offset_index::PageLocation;
 use parquet::file::reader::{ChunkReader, Length};
 use parquet::file::serialized_reader::SerializedPageReader;
 
 use crate::schema::Column;
+use crate::segment::limits::{self, Allowance};
+use crate::segment::pages::Sound;
 use crate::{ColumnSet, Rows};
 
 /// Some byte ranges of an object, as if it were all there.
@@ -74,33 +78,21 @@ pub(crate) fn ranges(
     column: usize,
     rows: &Rows,
 ) -> Result<Vec<Range<u64>>> {
-    let chunk = metadata.row_group(group).column(column);
     let (start, length) = chunk_range(metadata, group, column)?;
     let index = metadata.page_index_for_row_group(group);
     let Some(offsets) = index.offset_index(column) else {
         return Ok(std::iter::once(start..start + length).collect());
     };
-    let end = start + length;
     let mut wanted: Vec<Range<u64>> = Vec::new();
     let pages = offsets.page_locations();
-    let total = usize::try_from(metadata.row_group(group).num_rows()).unwrap_or(0);
+    let total = metadata.row_group(group).num_rows();
     for (at, page) in pages.iter().enumerate() {
-        let first = usize::try_from(page.first_row_index).unwrap_or(usize::MAX);
-        let next = pages
-            .get(at + 1)
-            .map_or(total, |next| usize::try_from(next.first_row_index).unwrap_or(0));
-        let from = u64::try_from(page.offset).unwrap_or(u64::MAX);
-        let to = from.saturating_add(u64::try_from(page.compressed_page_size).unwrap_or(0));
-        if first > next || from < start || to > end {
-            return Err(ParquetError::General(format!(
-                "the page index of column `{}` does not fit it",
-                chunk.column_path()
-            )));
-        }
+        let from = page.offset.cast_unsigned();
+        let to = from + u64::from(page.compressed_page_size.cast_unsigned());
         if at == 0 && from > start {
             wanted.push(start..from);
         }
-        if rows.touches(&(first..next)) {
+        if rows.touches(&rows_of(pages, at, total)) {
             match wanted.last_mut() {
                 Some(last) if last.end == from => last.end = to,
                 _ => wanted.push(from..to),
@@ -108,6 +100,13 @@ pub(crate) fn ranges(
         }
     }
     Ok(wanted)
+}
+
+/// Returns the rows of a page, by the index that [`limits`] has checked.
+fn rows_of(pages: &[PageLocation], at: usize, total: i64) -> Range<usize> {
+    let number = |row: i64| usize::try_from(row).unwrap_or(0);
+    let next = pages.get(at + 1).map_or(total, |next| next.first_row_index);
+    number(pages[at].first_row_index)..number(next)
 }
 
 fn chunk_range(metadata: &ParquetMetaData, group: usize, column: usize) -> Result<(u64, u64)> {
@@ -147,6 +146,7 @@ pub(crate) fn fill(
     events: &mut [Event],
 ) -> Result<()> {
     let source = Decoder { metadata, group, rows, fetched };
+    let allowance = &mut Allowance::of_a_read();
     if columns.has(Column::Sequence) {
         source.numbers(Column::Sequence, events, |event, n| event.sequence = n.cast_unsigned())?;
     }
@@ -159,21 +159,21 @@ pub(crate) fn fill(
         source.numbers(Column::Time, events, |event, n| event.time = Timestamp::from_micros(n))?;
     }
     if columns.has(Column::Id) {
-        source.texts(Column::Id, events, |event, text| event.id = text)?;
+        source.texts(Column::Id, events, allowance, |event, text| event.id = text)?;
     }
     if columns.has(Column::Type) {
-        source.texts(Column::Type, events, |event, text| event.kind = text)?;
+        source.texts(Column::Type, events, allowance, |event, text| event.kind = text)?;
     }
     if columns.has(Column::Key) {
-        source.keys(events)?;
+        source.keys(events, allowance)?;
     }
     if columns.has(Column::Exchange) {
-        source.texts(Column::Exchange, events, |event, text| {
+        source.texts(Column::Exchange, events, allowance, |event, text| {
             event.message.exchange = short(text);
         })?;
     }
     if columns.has(Column::RoutingKey) {
-        source.texts(Column::RoutingKey, events, |event, text| {
+        source.texts(Column::RoutingKey, events, allowance, |event, text| {
             event.message.routing_key = short(text);
         })?;
     }
@@ -181,6 +181,7 @@ pub(crate) fn fill(
     if columns.has(Column::Properties) {
         encoded = source.required::<ByteArrayType>(Column::Properties)?;
         for (event, properties) in events.iter_mut().zip(&encoded) {
+            allowance.take(Column::Properties, properties.len())?;
             let message = std::mem::take(&mut event.message);
             let exchange = message.exchange.to_str_lossy();
             let routing_key = message.routing_key.to_str_lossy();
@@ -192,6 +193,7 @@ pub(crate) fn fill(
     if columns.has(Column::Body) {
         let bodies = source.required::<ByteArrayType>(Column::Body)?;
         for (event, body) in events.iter_mut().zip(bodies) {
+            allowance.take(Column::Body, body.len())?;
             // A copy, so that a few wanted bodies do not keep their pages in memory.
             event.message.body = Bytes::copy_from_slice(body.data());
         }
@@ -255,9 +257,51 @@ impl Decoder<'_> {
         let index = self.metadata.page_index_for_row_group(self.group);
         let pages =
             index.offset_index(column.index()).map(|offsets| offsets.page_locations().clone());
+        self.check_pages(column)?;
         let total = usize::try_from(group.num_rows()).unwrap_or(0);
         let pages = SerializedPageReader::new(Arc::clone(self.fetched), chunk, total, pages)?;
-        Ok(get_typed_column_reader(get_column_reader(chunk.column_descr_ptr(), Box::new(pages))))
+        let descriptor = chunk.column_descr_ptr();
+        let texts = descriptor.physical_type() == Type::BYTE_ARRAY;
+        let pages = Sound::new(pages, texts, descriptor.max_def_level() > 0);
+        Ok(get_typed_column_reader(get_column_reader(descriptor, Box::new(pages))))
+    }
+
+    /// Checks what the headers of the wanted pages claim.
+    fn check_pages(&self, column: Column) -> Result<()> {
+        let mut decoded = 0;
+        let mut check = |bytes: &[u8]| {
+            limits::check_page(bytes, column, &mut decoded).map_err(|problem| {
+                ParquetError::General(format!("a page of column {column:?}: {problem}"))
+            })
+        };
+        let page = |from: u64, to: u64| {
+            let length = usize::try_from(to.saturating_sub(from)).unwrap_or(usize::MAX);
+            self.fetched.get_bytes(from, length)
+        };
+        let (start, length) = chunk_range(self.metadata, self.group, column.index())?;
+        let index = self.metadata.page_index_for_row_group(self.group);
+        let Some(offsets) = index.offset_index(column.index()) else {
+            let mut rest = page(start, start + length)?;
+            while !rest.is_empty() {
+                let length = check(&rest)?;
+                rest.advance(length);
+            }
+            return Ok(());
+        };
+        let pages = offsets.page_locations();
+        let first = pages.first().map_or(start, |page| page.offset.cast_unsigned());
+        if first > start {
+            check(&page(start, first)?)?;
+        }
+        for (at, location) in pages.iter().enumerate() {
+            let rows = rows_of(pages, at, self.metadata.row_group(self.group).num_rows());
+            if self.rows.touches(&rows) {
+                let from = location.offset.cast_unsigned();
+                let size = u64::from(location.compressed_page_size.cast_unsigned());
+                check(&page(from, from + size)?)?;
+            }
+        }
+        Ok(())
     }
 
     /// Reads the wanted rows of a column; `defined` says for an optional one which are there.
@@ -307,15 +351,17 @@ impl Decoder<'_> {
         &self,
         column: Column,
         events: &mut [Event],
+        allowance: &mut Allowance,
         set: impl Fn(&mut Event, String),
     ) -> Result<()> {
         for (event, value) in events.iter_mut().zip(self.required::<ByteArrayType>(column)?) {
+            allowance.take(column, value.len())?;
             set(event, utf8(&value)?);
         }
         Ok(())
     }
 
-    fn keys(&self, events: &mut [Event]) -> Result<()> {
+    fn keys(&self, events: &mut [Event], allowance: &mut Allowance) -> Result<()> {
         let mut defined = Vec::new();
         let mut values = self.read::<ByteArrayType>(Column::Key, &mut defined)?.into_iter();
         if defined.len() != events.len() {
@@ -326,6 +372,7 @@ impl Decoder<'_> {
                 0 => None,
                 _ => values.next().map(|value| utf8(&value)).transpose()?,
             };
+            allowance.take(Column::Key, event.key.as_ref().map_or(0, String::len))?;
         }
         Ok(())
     }

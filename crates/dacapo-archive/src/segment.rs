@@ -24,17 +24,16 @@ use crate::{ArchiveError, ColumnSet, Rows, SegmentSummary, footer};
 
 use self::object::Object;
 
+pub(crate) mod limits;
 mod object;
+pub(crate) mod pages;
+mod thrift;
 
 /// Two wanted ranges closer than this are fetched as one: a request to S3 costs more than bytes.
 const GAP_BYTES_MAX: u64 = 32 * 1024;
 
 /// Requests under way at once for one read; more brings nothing from one server.
 const REQUESTS_AT_ONCE: usize = 4;
-
-/// A row group that decodes to more is refused: writers close one at 8 MiB and one body may be as
-/// large as RabbitMQ's largest message (128 MiB by default in 3.x).
-const ROW_GROUP_BYTES_MAX: i64 = 192 * 1024 * 1024;
 
 /// One segment, open for reading.
 #[derive(Debug, Clone)]
@@ -266,8 +265,9 @@ impl Segment {
         };
         let damaged = || self.damaged("a bloom filter lies outside the object");
         let start = u64::try_from(offset).map_err(|_| damaged())?;
-        let end = start + u64::try_from(length).map_err(|_| damaged())?;
-        if start >= end || end > self.summary.size {
+        let length = u64::try_from(length).map_err(|_| damaged())?;
+        let end = start.checked_add(length).ok_or_else(damaged)?;
+        if length == 0 || length > limits::BLOOM_BYTES_MAX || end > self.summary.size {
             return Err(damaged());
         }
         let bytes = self.object.get(start..end).await?;
@@ -407,16 +407,15 @@ fn check_shape(
     if !same {
         return Err(ArchiveError::damaged(key, "its columns are not those of this format version"));
     }
-    let rows: i64 = metadata.row_groups().iter().map(|group| group.num_rows().max(0)).sum();
-    if u64::try_from(rows) != Ok(summary.events()) {
-        let events = summary.events();
-        return Err(ArchiveError::damaged(key, format!("it has {rows} rows for {events} events")));
-    }
-    let oversized = |group: &parquet::file::metadata::RowGroupMetaData| {
-        group.columns().iter().any(|column| column.uncompressed_size() > ROW_GROUP_BYTES_MAX)
-    };
-    if metadata.row_groups().iter().any(oversized) {
-        return Err(ArchiveError::damaged(key, "a row group claims an absurd size"));
+    limits::check_row_groups(summary, metadata)
+        .map_err(|problem| ArchiveError::damaged(key, problem))?;
+    for (number, group) in metadata.row_groups().iter().enumerate() {
+        let index = metadata.page_index_for_row_group(number);
+        for column in 0..Column::COUNT {
+            let Some(offsets) = index.offset_index(column) else { continue };
+            limits::check_pages(group, column, offsets)
+                .map_err(|problem| ArchiveError::damaged(key, problem))?;
+        }
     }
     Ok(())
 }

@@ -58,12 +58,14 @@ impl SegmentSummary {
     }
 }
 
-/// Counts by a text, up to [`Tally::DISTINCT_MAX`] different ones; the rest are counted together.
+/// Counts by a text, up to [`Tally::DISTINCT_MAX`] different ones of up to
+/// [`Tally::TEXT_BYTES_MAX`] bytes; the rest are counted together.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Tally {
     /// Counts of the texts that were told apart.
     pub counts: BTreeMap<String, u64>,
-    /// Events whose text came after the limit was reached; their text may also be in `counts`.
+    /// Events whose text was too long or came after the limit was reached; in the latter case it may
+    /// also be in `counts`.
     pub other: u64,
 }
 
@@ -72,11 +74,15 @@ impl Tally {
     /// where a platform puts ids into routing keys.
     pub const DISTINCT_MAX: usize = 1_000;
 
+    /// A longer text is counted with the rest: a type that an import takes from its input may be
+    /// megabytes long, and a thousand of them would make a footer that no reader takes.
+    pub const TEXT_BYTES_MAX: usize = 1_024;
+
     /// Counts one more of `text`.
     pub fn add(&mut self, text: &str) {
         if let Some(count) = self.counts.get_mut(text) {
             *count += 1;
-        } else if self.counts.len() < Self::DISTINCT_MAX {
+        } else if self.counts.len() < Self::DISTINCT_MAX && text.len() <= Self::TEXT_BYTES_MAX {
             self.counts.insert(text.to_owned(), 1);
         } else {
             self.other += 1;

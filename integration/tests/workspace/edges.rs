@@ -11,7 +11,7 @@ const PREFIX: &str = "dacapo-";
 const ROOT_CRATE: &str = "dacapo-cli";
 
 /// An external crate (a final `*` stands for any rest), and the only crates that may depend on it.
-const HOMES: [(&str, &[&str]); 10] = [
+const HOMES: [(&str, &[&str]); 11] = [
     ("anyhow", &["dacapo-cli"]),
     ("aws-*", &["dacapo-s3"]),
     ("cel", &["dacapo-filter"]),
@@ -20,6 +20,7 @@ const HOMES: [(&str, &[&str]); 10] = [
     ("indicatif", &["dacapo-cli"]),
     ("lapin", &["dacapo-amqp"]),
     ("parquet", &["dacapo-archive"]),
+    ("peak_alloc", &["dacapo-fuzz"]),
     ("prost-reflect", &["dacapo-filter"]),
     ("sled", &["dacapo-index"]),
 ];

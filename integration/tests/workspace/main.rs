@@ -7,6 +7,7 @@
 mod alerts;
 mod edges;
 mod generated;
+mod limits;
 mod prose;
 
 use std::path::{Path, PathBuf};

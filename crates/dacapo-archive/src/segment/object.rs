@@ -6,9 +6,11 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use parquet::DecodeResult;
 use parquet::errors::ParquetError;
-use parquet::file::metadata::{PageIndexPolicy, ParquetMetaData, ParquetMetaDataPushDecoder};
+use parquet::file::metadata::{
+    FooterTail, ParquetMetaData, ParquetMetaDataPushDecoder, ParquetMetaDataReader,
+};
 
-use super::{GAP_BYTES_MAX, Segment, coalesce};
+use super::{GAP_BYTES_MAX, Segment, coalesce, limits};
 use crate::ArchiveError;
 use crate::store::{ByteRange, ObjectKey, Store, StoreError};
 
@@ -22,10 +24,6 @@ const KEPT_BYTES: u64 = Segment::ONE_REQUEST_BYTES;
 /// Of an object up to this size no more than can be kept is read at first, so that reading all of
 /// it never costs more bytes than it has.
 const MIDDLING_BYTES_MAX: u64 = 512 * 1024;
-
-/// A footer that claims more than this is damaged or hostile: 16 row groups of 14 columns with
-/// three full tallies of 255-byte texts come to a tenth of it.
-const FOOTER_BYTES_MAX: u64 = 16 * 1024 * 1024;
 
 /// One object and its end.
 #[derive(Debug, Clone)]
@@ -103,13 +101,15 @@ pub(super) async fn open(
     if size == 0 {
         return Err(ArchiveError::damaged(key, "it is empty"));
     }
-    let mut decoder = ParquetMetaDataPushDecoder::try_new(size)
-        .map_err(damaged)?
-        .with_page_index_policy(PageIndexPolicy::Optional);
     let wanted = if size <= MIDDLING_BYTES_MAX { KEPT_BYTES } else { TAIL_BYTES };
     let tail = store.get(key, ByteRange::Suffix(wanted.min(size))).await?;
     let tail_start = size.saturating_sub(tail.len() as u64);
-    decoder.push_range(tail_start..size, tail.clone()).map_err(damaged)?;
+    let end = End { key, size, store: &*store, tail_start, tail: &tail };
+
+    let metadata = end.footer().await?;
+    let indexes = limits::index_ranges(&metadata);
+    let mut decoder =
+        ParquetMetaDataPushDecoder::try_new_with_metadata(size, metadata).map_err(damaged)?;
     loop {
         match decoder.try_decode().map_err(damaged)? {
             DecodeResult::Data(metadata) => {
@@ -118,16 +118,64 @@ pub(super) async fn open(
             }
             DecodeResult::NeedsData(ranges) => {
                 for range in coalesce(ranges, GAP_BYTES_MAX) {
-                    if range.end > size || range.end - range.start > FOOTER_BYTES_MAX {
-                        return Err(ArchiveError::damaged(key, "its footer claims an absurd size"));
-                    }
-                    let bytes = store.get(key, ByteRange::Span(range.start, range.end)).await?;
+                    let bytes = end.get(range.clone(), limits::PAGE_INDEX_BYTES_MAX).await?;
+                    limits::check_indexes(&indexes, range.start, &bytes)
+                        .map_err(|problem| damaged(ParquetError::General(problem.to_owned())))?;
                     decoder.push_range(range, bytes).map_err(damaged)?;
                 }
             }
             DecodeResult::Finished => {
                 return Err(ArchiveError::damaged(key, "its footer ends early"));
             }
+        }
+    }
+}
+
+/// The end of an object, of which `tail` was read.
+struct End<'a> {
+    key: &'a ObjectKey,
+    size: u64,
+    store: &'a dyn Store,
+    tail_start: u64,
+    tail: &'a Bytes,
+}
+
+impl End<'_> {
+    /// Returns the footer, once it is known that it claims nothing absurd.
+    async fn footer(&self) -> Result<ParquetMetaData, ArchiveError> {
+        /// Before the footer's length and the magic, at the very end.
+        const LAST_BYTES: usize = 8;
+        let unreadable = |problem: &dyn std::fmt::Display| {
+            ArchiveError::damaged(self.key, format!("it is no readable Parquet file: {problem}"))
+        };
+        let last: [u8; LAST_BYTES] = self
+            .tail
+            .last_chunk()
+            .copied()
+            .ok_or_else(|| unreadable(&"it has less than eight bytes"))?;
+        let last = FooterTail::try_new(&last).map_err(|error| unreadable(&error))?;
+        if last.is_encrypted_footer() {
+            return Err(unreadable(&"it is encrypted"));
+        }
+        let footer_end = self.size - LAST_BYTES as u64;
+        let start = footer_end
+            .checked_sub(last.metadata_length() as u64)
+            .ok_or_else(|| unreadable(&"its footer claims more bytes than it has"))?;
+        let bytes = self.get(start..footer_end, limits::FOOTER_BYTES_MAX).await?;
+        limits::check_footer(&bytes).map_err(|problem| unreadable(&problem))?;
+        ParquetMetaDataReader::decode_metadata(&bytes).map_err(|error| unreadable(&error))
+    }
+
+    async fn get(&self, range: Range<u64>, bytes_max: u64) -> Result<Bytes, ArchiveError> {
+        if range.end > self.size || range.end - range.start > bytes_max {
+            return Err(ArchiveError::damaged(self.key, "its footer claims an absurd size"));
+        }
+        match range.start.checked_sub(self.tail_start) {
+            Some(skip) => {
+                let at = |offset: u64| usize::try_from(offset).unwrap_or(usize::MAX);
+                Ok(self.tail.slice(at(skip)..at(range.end - self.tail_start)))
+            }
+            None => Ok(self.store.get(self.key, ByteRange::Span(range.start, range.end)).await?),
         }
     }
 }
