@@ -44,3 +44,6 @@ impl From<bytes::TryGetError> for Malformed {
         Malformed
     }
 }
+
+#[cfg(test)]
+mod hostile;

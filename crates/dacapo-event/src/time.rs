@@ -4,6 +4,9 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
+use jiff::civil::DateTime;
+use jiff::tz::TimeZone;
+
 use crate::ParseError;
 
 /// A moment in UTC, in microseconds since 1970; shown as RFC 3339.
@@ -84,12 +87,18 @@ impl fmt::Display for Timestamp {
     }
 }
 
-/// Parses RFC 3339 with any offset.
+/// Parses RFC 3339 with any offset; a time in UTC after [`Timestamp::MAX`] is held to it.
 impl FromStr for Timestamp {
     type Err = ParseError;
 
     fn from_str(text: &str) -> Result<Self, ParseError> {
-        text.parse().map(Self::from_jiff).map_err(|_| {
+        // The last day of 9999 is meant as the end of time; jiff has room for no offset from it.
+        let at_the_end = || {
+            let civil: DateTime = text.strip_suffix(['Z', 'z'])?.parse().ok()?;
+            civil.to_zoned(TimeZone::UTC).is_err().then_some(Timestamp::MAX)
+        };
+        let parsed = text.parse().map(Self::from_jiff).ok();
+        parsed.or_else(at_the_end).ok_or_else(|| {
             ParseError::new(text, "a time in RFC 3339 (for example `2026-11-23T08:00:00Z`)")
         })
     }
@@ -104,6 +113,16 @@ mod tests {
         for micros in [i64::MIN, -1, 0, 1, 1_700_000_000_123_456, i64::MAX] {
             let time = Timestamp::from_micros(micros);
             assert_eq!(time.to_string().parse(), Ok(time));
+        }
+    }
+
+    #[test]
+    fn the_last_second_that_can_be_written_is_the_last_that_can_be_shown() {
+        for text in ["9999-12-31T23:59:59Z", "9999-12-31T00:00:00.5z", "9999-12-30T22:00:00Z"] {
+            assert_eq!(text.parse(), Ok(Timestamp::MAX), "{text}");
+        }
+        for text in ["10000-01-01T00:00:00Z", "9999-12-32T00:00:00Z", "9999-12-31T24:00:00Z"] {
+            assert!(text.parse::<Timestamp>().is_err(), "{text}");
         }
     }
 

@@ -221,6 +221,10 @@ fn mistake(source: &str, errors: &ParseErrors) -> FilterError {
     let line = usize::try_from(first.pos.0).unwrap_or(1);
     let column = usize::try_from(first.pos.1).unwrap_or(1).max(1);
     let reason = first.msg.strip_prefix("Syntax error: ").unwrap_or(&first.msg);
+    let reason = match reason.strip_prefix("token recognition error at: '=") {
+        Some(_) => "`=` is no operator; compare with `==`",
+        None => reason,
+    };
     at(source, line, column, reason)
 }
 

@@ -12,6 +12,10 @@ use crate::parked;
 /// The most that a body may claim to have: RabbitMQ's own limit on `max_message_size`.
 const BODY_BYTES_MAX: u64 = 512 * 1024 * 1024;
 
+/// Room that is made for a body before its bytes come, whatever it claims to have: the largest
+/// messages that RabbitMQ 4 takes by default. A larger one is moved as it grows.
+const BODY_BYTES_AHEAD: usize = 16 * 1024 * 1024;
+
 /// The reason of a message that is not text where AMQP says it is.
 const UNREADABLE: &str = "unreadable";
 
@@ -73,7 +77,7 @@ impl Arriving {
         content.body = match std::mem::replace(&mut content.body, Body::Whole(Bytes::new())) {
             Body::Whole(bytes) if bytes.is_empty() => Body::Whole(payload),
             Body::Whole(first) => {
-                let mut growing = BytesMut::with_capacity(content.size);
+                let mut growing = BytesMut::with_capacity(content.size.min(BODY_BYTES_AHEAD));
                 growing.put(first);
                 growing.put(payload);
                 Body::Growing(growing)

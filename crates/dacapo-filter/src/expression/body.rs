@@ -34,11 +34,16 @@ impl BodyDecoder {
                 None => Ok(BodyDecoder::Json),
             };
         };
-        let pool = DescriptorPool::decode(set.as_ref()).map_err(|error| {
+        let not_readable = |error: &dyn std::fmt::Display| {
             refused(format!(
                 "not readable: {error}; make it with `protoc --descriptor_set_out=FILE --include_imports`"
             ))
-        })?;
+        };
+        // The library panics while it describes a mistake in a second file.
+        let decoded = std::panic::catch_unwind(|| DescriptorPool::decode(set.as_ref()));
+        let pool = decoded
+            .map_err(|_| not_readable(&"its files contradict each other"))?
+            .map_err(|error| not_readable(&error))?;
         let known = || {
             let names: Vec<String> = pool
                 .all_messages()

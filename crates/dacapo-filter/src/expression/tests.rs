@@ -159,7 +159,7 @@ fn a_long_value_is_not_quoted_whole() {
 fn mistakes_are_shown_where_they_are() {
     check_refused(
         "type = 'x'",
-        "where expression, line 1, column 6: token recognition error at: '= '\ntype = 'x'\n     ^",
+        "where expression, line 1, column 6: `=` is no operator; compare with `==`\ntype = 'x'\n     ^",
     );
     check_refused(
         "type == 'é' &&\n\tamount > 3",

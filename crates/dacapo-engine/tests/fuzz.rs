@@ -1,0 +1,117 @@
+//! Whatever lies where a saved plan or a journal should be: no panic, bounded memory, and a plan
+//! that is taken is the one that was saved.
+
+#![cfg(test)]
+
+use std::fs;
+
+use dacapo_engine::journal::{Counts, Journal, Phase};
+use dacapo_engine::plan::{Plan, PlannedSegment};
+use dacapo_engine::plan_json;
+use dacapo_engine::request::{Request, Target, WINDOW_DEFAULT};
+use dacapo_engine::survey::TargetFacts;
+use dacapo_event::marking::Priority;
+use dacapo_event::{Digest, Timestamp};
+use dacapo_filter::SelectionSpec;
+use dacapo_fuzz::Attack;
+use dacapo_republish::Pace;
+
+const HERE: &str = env!("CARGO_MANIFEST_DIR");
+
+/// A plan of some kilobytes, and what serde holds of it on the way.
+const MEMORY: usize = 8 * 1024 * 1024;
+
+fn plan() -> Plan {
+    let text = |text: &str| text.to_owned();
+    Plan {
+        request: Request {
+            selection: SelectionSpec {
+                from: Some(Timestamp::from_secs(1_700_000_000)),
+                types: vec![text("order.placed")],
+                headers: vec![(text("tenant"), text("acme"))],
+                where_: Some(text("body.total > 99")),
+                ..SelectionSpec::default()
+            },
+            target: Target::Queue { queue: text("billing") },
+            pace: Pace::default(),
+            window: WINDOW_DEFAULT,
+            priority: Priority::Keep,
+        },
+        archive: text("s3://bucket/shop"),
+        segments: (1..=3)
+            .map(|n| PlannedSegment {
+                stream: "shop".parse().unwrap(),
+                key: format!("segments/{n}.parquet").parse().unwrap(),
+                size: n,
+                digest: Digest::of(&n.to_le_bytes()),
+                first: n,
+                last: n,
+                time_min: Timestamp::EPOCH,
+            })
+            .collect(),
+        events: 3,
+        exact: true,
+        by_type: [(text("order.placed"), 3)].into(),
+        by_type_exact: true,
+        bytes: 100,
+        bytes_read: 200,
+        bytes_full_scan: 300,
+        requests: 4,
+        seconds: 0.25,
+        first_time: Some(Timestamp::EPOCH),
+        last_time: Some(Timestamp::EPOCH),
+        times_exact: true,
+        gaps: Vec::new(),
+        target: TargetFacts::default(),
+        made_at: Timestamp::EPOCH,
+    }
+}
+
+/// A journal of one run, with a checkpoint.
+fn journal() -> Vec<u8> {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("journal");
+    let (mut journal, _) = Journal::open(&path).unwrap();
+    let positions = [("shop".parse().unwrap(), 17)].into();
+    journal.began(Timestamp::EPOCH).unwrap();
+    journal.checkpoint(&Counts::default(), &positions).unwrap();
+    journal.ended(Timestamp::EPOCH, Phase::Interrupted, &Counts::default(), &positions).unwrap();
+    fs::read(path).unwrap()
+}
+
+#[test]
+fn plans_are_refused_or_are_what_was_saved() {
+    let seed = plan_json::to_json(&plan()).to_string().into_bytes();
+    assert_eq!(plan_json::from_json("plan.json", &seed).unwrap().hash(), plan().hash());
+    Attack::new(HERE, "plan", MEMORY).seeds([seed]).run(|bytes| {
+        if let Ok(plan) = plan_json::from_json("plan.json", bytes) {
+            let again = plan_json::to_json(&plan).to_string();
+            let again = plan_json::from_json("again", again.as_bytes()).unwrap();
+            assert_eq!(again.hash(), plan.hash());
+        }
+    });
+}
+
+#[test]
+fn journals_are_believed_up_to_what_is_torn() {
+    /// Gives each line the checksum that it should have, where it has one.
+    fn mend(journal: &mut Vec<u8>) {
+        let lines = journal.split(|byte| *byte == b'\n').map(|line| match line.get(9..) {
+            Some(json) => [format!("{:08x} ", crc32fast::hash(json)).as_bytes(), json].concat(),
+            None => line.to_vec(),
+        });
+        *journal = lines.collect::<Vec<_>>().join(&b'\n');
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("journal");
+    Attack::new(HERE, "journal", MEMORY).seeds([journal()]).mend(mend).slow(4).run(|bytes| {
+        fs::write(&path, bytes).unwrap();
+        let seen = Journal::read(&path);
+        if let (Ok(seen), Ok((_, standing))) = (seen, Journal::open(&path)) {
+            // Compared as text: a count may be a number that is not one.
+            assert_eq!(format!("{seen:?}"), format!("{standing:?}"));
+            let left = fs::read(&path).unwrap();
+            assert!(bytes.starts_with(&left), "only the torn end is cut off");
+        }
+    });
+}
