@@ -60,25 +60,3 @@ fn lines_are_imported_or_left_out() {
     ];
     Attack::new(HERE, "import", MEMORY).seeds(seeds).slow(4).run(|bytes| imported(bytes.to_vec()));
 }
-
-#[test]
-fn inputs_that_decode_to_a_thousand_times_their_size_take_no_more_memory() {
-    /// A piece of 1 MiB while the longest line is awaited, which is 64 MiB and may be there twice
-    /// while it grows.
-    const LINE_MEMORY: usize = 224 * 1024 * 1024;
-    let lines = [[b'x'; 1 << 20].as_slice(), b"\n"].concat().repeat(96);
-    let seeds = [zstd::encode_all(lines.as_slice(), 1).unwrap()];
-    drop(lines);
-    Attack::new(HERE, "none", MEMORY)
-        .seeds(seeds)
-        .only_seeds()
-        .run(|bytes| imported(bytes.to_vec()));
-    // One line without an end.
-    let endless = vec![b'['; 96 << 20];
-    let seeds = [zstd::encode_all(endless.as_slice(), 1).unwrap()];
-    drop(endless);
-    Attack::new(HERE, "none", LINE_MEMORY)
-        .seeds(seeds)
-        .only_seeds()
-        .run(|bytes| imported(bytes.to_vec()));
-}

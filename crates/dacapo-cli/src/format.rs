@@ -84,10 +84,33 @@ pub fn table(header: &[&str], rows: &[Vec<String>]) -> String {
     text
 }
 
-/// Returns the beginning of a text on one line, control characters shown as a middle dot.
+/// Returns a text whose characters all stay where they are on a terminal: control characters, but
+/// for ends of lines and tabs, and those that turn the direction of writing are middle dots.
+///
+/// Ids and keys are written by whoever publishes, and come back in tables and messages.
+pub fn harmless(text: &str) -> String {
+    text.chars().map(|c| if moves(c) && c != '\n' && c != '\t' { '·' } else { c }).collect()
+}
+
+/// Whether a character can make a terminal show something else, or elsewhere, than its place in
+/// the text: controls, and the marks, embeddings, overrides and isolates of the Unicode
+/// Bidirectional Algorithm (UAX #9, section 2).
+fn moves(c: char) -> bool {
+    let turns = matches!(
+        c,
+        '\u{61c}'
+            | '\u{200e}'..='\u{200f}'
+            | '\u{2028}'..='\u{202e}'
+            | '\u{2066}'..='\u{2069}'
+    );
+    c.is_control() || turns
+}
+
+/// Returns the beginning of a text on one line, with a middle dot for every character that would
+/// move others.
 pub fn one_line(text: &str, most: usize) -> String {
     let mut line: String =
-        text.chars().take(most).map(|c| if c.is_control() { '·' } else { c }).collect();
+        text.chars().take(most).map(|c| if moves(c) { '·' } else { c }).collect();
     if text.chars().nth(most).is_some() {
         line.push('…');
     }
@@ -116,5 +139,8 @@ mod tests {
     fn what_comes_from_outside_cannot_move_the_cursor() {
         assert_eq!(one_line("a\x1b[2Jb\nc", 10), "a·[2Jb·c");
         assert_eq!(one_line("abcdef", 3), "abc…");
+        assert_eq!(one_line("a\u{202e}fdp.exe\u{2066}", 20), "a·fdp.exe·");
+        assert_eq!(harmless("a\x1b]0;t\x07\r\nb\tc\u{202e}\u{9b}d"), "a·]0;t··\nb\tc··d");
+        assert_eq!(harmless("1\u{202f}234 שלום"), "1\u{202f}234 שלום");
     }
 }

@@ -6,6 +6,7 @@ use std::io::{self, IsTerminal, Write};
 use serde_json::{Value, json};
 
 use crate::exit::Exit;
+use crate::format;
 
 /// Prints as a person or as a script wants it.
 #[derive(Debug)]
@@ -37,7 +38,7 @@ impl Output {
     pub fn result(&self, json: &Value, text: impl FnOnce() -> String) -> io::Result<()> {
         match self.form {
             Form::Json => self.data(format!("{json}\n").as_bytes()),
-            Form::Text => self.data(text().as_bytes()),
+            Form::Text => self.data(format::harmless(&text()).as_bytes()),
         }
     }
 
@@ -50,10 +51,11 @@ impl Output {
         }
     }
 
-    /// Tells a person something on stderr; a script does not see it.
+    /// Tells a person something on stderr; a script does not see it. What events say in it cannot
+    /// move the cursor.
     pub fn talk(&self, text: &str) {
         // Nobody is left to tell that stderr is closed.
-        drop(writeln!(io::stderr().lock(), "{text}"));
+        drop(writeln!(io::stderr().lock(), "{}", format::harmless(text)));
     }
 
     /// Returns whether a person watches stderr.

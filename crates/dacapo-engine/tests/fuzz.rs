@@ -8,6 +8,7 @@ use std::fs;
 use dacapo_engine::journal::{Counts, Journal, Phase};
 use dacapo_engine::plan::{Plan, PlannedSegment};
 use dacapo_engine::plan_json;
+use dacapo_engine::preflight::Preflight;
 use dacapo_engine::request::{Request, Target, WINDOW_DEFAULT};
 use dacapo_engine::survey::TargetFacts;
 use dacapo_event::marking::Priority;
@@ -62,7 +63,9 @@ fn plan() -> Plan {
         last_time: Some(Timestamp::EPOCH),
         times_exact: true,
         gaps: Vec::new(),
+        exchanges: [text("shop")].into(),
         target: TargetFacts::default(),
+        preflight: Preflight::default(),
         made_at: Timestamp::EPOCH,
     }
 }

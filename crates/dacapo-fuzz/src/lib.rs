@@ -57,6 +57,7 @@ impl<'a> Attack<'a> {
             memory_bytes_max,
             slowness: 1,
             mutations: true,
+            caught: false,
             mend: |_| {},
         }
     }

@@ -9,6 +9,8 @@ use toml::{Table, Value};
 const PREFIX: &str = "dacapo-";
 /// The composition root depends on all.
 const ROOT_CRATE: &str = "dacapo-cli";
+/// In no product, so not even the composition root depends on it.
+const TEST_CRATE: &str = "dacapo-fuzz";
 
 /// An external crate (a final `*` stands for any rest), and the only crates that may depend on it.
 const HOMES: [(&str, &[&str]); 11] = [
@@ -162,7 +164,8 @@ fn code_map(crates: &BTreeMap<String, Table>) -> Edges {
                 "–" => BTreeSet::new(),
                 "all" => {
                     assert_eq!(name, ROOT_CRATE, "only the composition root depends on all");
-                    crates.keys().filter(|other| **other != name).cloned().collect()
+                    let product = |other: &&String| **other != name && *other != TEST_CRATE;
+                    crates.keys().filter(product).cloned().collect()
                 }
                 list => list.split(", ").map(|short| format!("{PREFIX}{short}")).collect(),
             };

@@ -1,5 +1,7 @@
 //! Which events: flags that are combined by AND, values of one flag by OR.
 
+use std::fs::File;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
@@ -76,6 +78,11 @@ impl SelectionArgs {
         for id in &self.ids {
             match id.strip_prefix('@') {
                 Some(path) => ids.extend(ids_of(Path::new(path))?),
+                None if id.is_empty() => {
+                    let problem =
+                        "--id is empty, and every event has an id; leave it out to select all";
+                    return Err(Failure::usage(problem).into());
+                }
                 None => ids.push(id.clone()),
             }
         }
@@ -130,16 +137,16 @@ fn ids_of(path: &Path) -> anyhow::Result<Vec<String>> {
     Ok(ids)
 }
 
-/// Reads a file that must not be larger than `most` bytes.
+/// Reads a file that must not be larger than `most` bytes, be it a device or a pipe that has no end.
 pub fn read_bounded(path: &Path, most: u64) -> anyhow::Result<Vec<u8>> {
-    let unreadable = |error: std::io::Error| {
+    let mut bytes = Vec::new();
+    let read = File::open(path).and_then(|file| file.take(most + 1).read_to_end(&mut bytes));
+    read.map_err(|error| {
         Failure::configuration(format!("failed to read `{}`: {error}", path.display()))
-    };
-    let size = std::fs::metadata(path).map_err(unreadable)?.len();
-    if size > most {
-        let problem =
-            format!("`{}` has {size} bytes, more than the {most} that are read", path.display());
+    })?;
+    if bytes.len() as u64 > most {
+        let problem = format!("`{}` has more than the {most} bytes that are read", path.display());
         return Err(Failure::configuration(problem).into());
     }
-    Ok(std::fs::read(path).map_err(unreadable)?)
+    Ok(bytes)
 }

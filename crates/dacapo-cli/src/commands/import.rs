@@ -61,8 +61,13 @@ async fn import_one(
         false => {
             let open = || -> std::io::Result<_> {
                 let file = File::open(path)?;
-                let size = file.metadata()?.len();
-                Ok((file, size))
+                let metadata = file.metadata()?;
+                if metadata.is_dir() {
+                    let problem =
+                        "it is a directory; import its files one by one, each becomes a stream";
+                    return Err(std::io::Error::new(std::io::ErrorKind::IsADirectory, problem));
+                }
+                Ok((file, metadata.len()))
             };
             let (file, size) = open().map_err(|error| {
                 Failure::configuration(format!("failed to read `{}`: {error}", path.display()))
