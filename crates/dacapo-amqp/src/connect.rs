@@ -2,20 +2,25 @@
 //! on each wait.
 
 use std::fmt;
+use std::pin::Pin;
 use std::sync::Mutex;
 use std::time::Duration;
 
 use dacapo_bus::BusError;
-use lapin::tcp::{OwnedIdentity, OwnedTLSConfig};
+use futures::{AsyncRead, AsyncReadExt, AsyncWrite};
+use lapin::tcp::{AMQPUriTcpExt, OwnedIdentity, OwnedTLSConfig};
 use lapin::types::LongString;
 use lapin::{Channel, Connection, ConnectionProperties};
 
 use crate::AmqpUrl;
-use crate::error::{Doing, from_lapin, lost};
+use crate::error::{Doing, from_io, from_lapin, lost};
 
 /// How long a broker may take to accept a connection: past a TLS handshake over a slow link, and
 /// short of a person's patience.
 pub(crate) const CONNECT_DEADLINE: Duration = Duration::from_secs(15);
+
+/// How long to listen for a refusal that was lost: it comes with the end of the handshake.
+const REFUSAL_DEADLINE: Duration = Duration::from_secs(5);
 
 /// How long a broker may take to answer a request on an open connection; a quorum queue that has
 /// just lost its leader takes some seconds.
@@ -24,6 +29,10 @@ pub(crate) const ANSWER_DEADLINE: Duration = Duration::from_secs(30);
 /// How long an orderly end may take; past it the connection is dropped, which the broker
 /// notices too.
 pub(crate) const CLOSE_DEADLINE: Duration = Duration::from_secs(5);
+
+/// Bytes in and out.
+pub(crate) trait Duplex: AsyncRead + AsyncWrite + Send {}
+impl<T: AsyncRead + AsyncWrite + Send> Duplex for T {}
 
 /// A broker, and everything needed to connect to it.
 #[derive(Debug, Clone)]
@@ -79,8 +88,52 @@ impl Broker {
         self.url.peer()
     }
 
+    /// Opens a stream of bytes, TLS included.
+    pub(crate) async fn stream(&self) -> Result<Pin<Box<dyn Duplex>>, BusError> {
+        let peer = self.peer();
+        let runtime = lapin::runtime::default_runtime()
+            .map_err(|error| from_lapin(&peer, &error, Doing::Connecting))?;
+        let tls = self.tls.to_lapin();
+        let url = self.url.to_lapin();
+        let connecting = url.connect_with_config_async(tls.as_ref(), &runtime);
+        match connecting.await {
+            Ok(stream) => Ok(Box::pin(stream)),
+            Err(error) => Err(from_io(&peer, &error)),
+        }
+    }
+
+    /// Returns why a connection over TLS was lost before it was open, if a second one tells.
+    ///
+    /// In TLS 1.3 the broker judges the client's certificate after the client's handshake is over,
+    /// so its refusal may meet bytes that are under way to it, and is then lost in a reset. A
+    /// broker does not speak first: what comes to a connection on which nothing is sent is that
+    /// refusal.
+    pub(crate) async fn reason_of(&self, lost: BusError) -> BusError {
+        if !self.url.is_tls() || !lost.is_transient() {
+            return lost;
+        }
+        let listening = async {
+            let mut stream = self.stream().await?;
+            match stream.read(&mut [0]).await {
+                Ok(_) => Ok(()),
+                Err(error) => Err(from_io(&self.peer(), &error)),
+            }
+        };
+        match tokio::time::timeout(REFUSAL_DEADLINE, listening).await {
+            Ok(Err(refused)) if !refused.is_transient() => refused,
+            _ => lost,
+        }
+    }
+
     /// Opens a connection.
     pub(crate) async fn connect(&self) -> Result<Session, BusError> {
+        match self.connect_once().await {
+            Ok(session) => Ok(session),
+            Err(error) => Err(self.reason_of(error).await),
+        }
+    }
+
+    async fn connect_once(&self) -> Result<Session, BusError> {
         let peer = self.peer();
         let properties = ConnectionProperties::default()
             .with_connection_name(LongString::from(self.client_name.as_str()))

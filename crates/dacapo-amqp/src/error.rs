@@ -36,23 +36,44 @@ pub(crate) fn from_lapin(peer: &str, error: &lapin::Error, doing: Doing) -> BusE
 /// Returns what an I/O error means: rustls reports every refusal as invalid data, and it would
 /// refuse again.
 pub(crate) fn from_io(peer: &str, error: &io::Error) -> BusError {
-    if error.kind() != io::ErrorKind::InvalidData {
-        return lost(peer, error.to_string());
+    let reason = error.to_string();
+    match error.kind() {
+        io::ErrorKind::InvalidData => {
+            let hint = tls_hint(&reason);
+            refused(peer, format!("TLS: {reason}"), hint)
+        }
+        _ => lost(peer, reason),
     }
-    let reason = format!("TLS: {error}");
-    let hint = if ["Expired", "expired", "NotValidYet", "not valid yet"]
-        .iter()
-        .any(|words| reason.contains(words))
-    {
+}
+
+/// Returns what to do about a refusal of rustls, in its words.
+fn tls_hint(reason: &str) -> &'static str {
+    let says = |words: &[&str]| words.iter().any(|word| reason.contains(word));
+    if says(&["received fatal alert"]) {
+        // What the broker thinks of us.
+        return if says(&["CertificateExpired"]) {
+            "renew the client certificate (--amqp-cert), or set the broker's clock if that is wrong"
+        } else if says(&["UnknownCA", "UnknownCa"]) {
+            "the broker does not trust the authority of the client certificate: use one that is \
+             signed by an authority in its `ssl_options.cacertfile`"
+        } else if says(&["CertificateRequired", "HandshakeFailure"]) {
+            "the broker asks for a client certificate: give one with its key (--amqp-cert, --amqp-key)"
+        } else {
+            "the broker refuses the client certificate or the connection; its log says why"
+        };
+    }
+    if says(&["Expired", "expired", "NotValidYet", "not valid yet"]) {
         "renew the broker's certificate, or set this machine's clock if that is wrong"
-    } else if reason.contains("invalid peer certificate") {
-        "trust its authority with a CA file, or use the host name that is in its certificate"
-    } else if reason.contains("CertificateRequired") || reason.contains("HandshakeFailure") {
-        "the broker asks for a client certificate: give one with its key"
+    } else if says(&["invalid peer certificate"]) {
+        "trust its authority with a CA file (--amqp-ca), or use the host name that is in its certificate"
+    } else if says(&["No CA certificates"]) {
+        "name the broker's authority with a CA file (--amqp-ca), or install this system's package of \
+         authorities (`ca-certificates`)"
+    } else if says(&["keys may not be consistent", "KeyMismatch"]) {
+        "the client certificate and the key (--amqp-cert, --amqp-key) do not belong together"
     } else {
         "check that the port speaks TLS and that the certificate and key files are PEM and belong together"
-    };
-    refused(peer, reason, hint)
+    }
 }
 
 /// Returns what the broker's close of a connection or channel means.
@@ -60,6 +81,12 @@ pub(crate) fn from_io(peer: &str, error: &io::Error) -> BusError {
 /// The codes are those of the AMQP 0-9-1 specification, section 1.2, as RabbitMQ uses them.
 pub(crate) fn from_close(peer: &str, code: u16, text: &str, doing: Doing) -> BusError {
     match code {
+        403 if doing == Doing::Connecting && text.contains("EXTERNAL") => refused(
+            peer,
+            text,
+            "the broker must know a user of the name that it reads from the client certificate \
+             (`ssl_cert_login_from`), with access to the virtual host",
+        ),
         403 if doing == Doing::Connecting => refused(
             peer,
             text,
@@ -145,7 +172,13 @@ mod tests {
             "this machine's clock",
         );
         check_certificate("invalid peer certificate: UnknownIssuer", "trust its authority");
-        check_certificate("received fatal alert: CertificateRequired", "a client certificate");
+        check_certificate("received fatal alert: CertificateRequired", "asks for a client");
+        check_certificate("received fatal alert: HandshakeFailure", "asks for a client");
+        check_certificate("received fatal alert: CertificateExpired", "renew the client");
+        check_certificate("received fatal alert: UnknownCA", "does not trust the authority of the");
+        check_certificate("received fatal alert: BadCertificate", "its log says why");
+        check_certificate("No CA certificates were loaded from the system", "--amqp-ca");
+        check_certificate("keys may not be consistent: KeyMismatch", "do not belong together");
     }
 
     #[test]

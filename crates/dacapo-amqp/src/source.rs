@@ -42,6 +42,17 @@ impl AmqpSubscribe {
         let appetite = Arc::new(Appetite::new(prefetch, waiting_bytes_max));
         AmqpSubscribe { broker, queue: queue.into(), bindings, appetite }
     }
+
+    /// Returns where and as whom it connects.
+    pub fn broker(&self) -> &Broker {
+        &self.broker
+    }
+
+    /// Returns the same way, what was learned of its deliveries included, with another password or
+    /// other certificates.
+    pub fn at(&self, broker: Broker) -> Self {
+        AmqpSubscribe { broker, ..self.clone() }
+    }
 }
 
 #[async_trait]

@@ -4,7 +4,9 @@ use std::fmt;
 use std::str::FromStr;
 
 use dacapo_event::ParseError;
-use lapin::uri::{AMQPAuthority, AMQPQueryString, AMQPScheme, AMQPUri, AMQPUserInfo};
+use lapin::uri::{
+    AMQPAuthority, AMQPQueryString, AMQPScheme, AMQPUri, AMQPUserInfo, SASLMechanism,
+};
 
 /// Seconds between heartbeats unless the URL says otherwise: a broker or a standby notices a
 /// vanished host after two of them, well before an operator does.
@@ -24,7 +26,23 @@ pub struct AmqpUrl {
     host: String,
     port: u16,
     vhost: String,
+    query: Query,
+}
+
+/// What may be asked for after the `?`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Query {
     heartbeat_secs: u16,
+    login: Login,
+}
+
+/// How to say who connects.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Login {
+    /// By user name and password: `PLAIN`.
+    Password,
+    /// By the client certificate, from which the broker takes the user's name: `EXTERNAL`.
+    Certificate,
 }
 
 /// What carries the frames.
@@ -60,13 +78,26 @@ impl AmqpUrl {
         &self.vhost
     }
 
-    pub(crate) fn heartbeat_secs(&self) -> u16 {
-        self.heartbeat_secs
+    pub(crate) fn is_tls(&self) -> bool {
+        self.transport == Transport::Tls
     }
 
-    /// Returns the response of SASL's PLAIN mechanism.
-    pub(crate) fn plain_response(&self) -> Vec<u8> {
-        format!("\0{}\0{}", self.user, self.password).into_bytes()
+    pub(crate) fn heartbeat_secs(&self) -> u16 {
+        self.query.heartbeat_secs
+    }
+
+    pub(crate) fn login(&self) -> Login {
+        self.query.login
+    }
+
+    /// Returns the name of the SASL mechanism, and the response that begins it.
+    pub(crate) fn sasl(&self) -> (&'static str, Vec<u8>) {
+        match self.login() {
+            Login::Password => {
+                ("PLAIN", format!("\0{}\0{}", self.user, self.password).into_bytes())
+            }
+            Login::Certificate => ("EXTERNAL", Vec::new()),
+        }
     }
 
     pub(crate) fn to_lapin(&self) -> AMQPUri {
@@ -85,7 +116,11 @@ impl AmqpUrl {
             },
             vhost: self.vhost.clone(),
             query: AMQPQueryString {
-                heartbeat: Some(self.heartbeat_secs),
+                heartbeat: Some(self.heartbeat_secs()),
+                auth_mechanism: Some(match self.login() {
+                    Login::Password => SASLMechanism::Plain,
+                    Login::Certificate => SASLMechanism::External,
+                }),
                 ..AMQPQueryString::default()
             },
         }
@@ -105,6 +140,10 @@ impl FromStr for AmqpUrl {
         };
         let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
         let (authority, vhost) = rest.split_once('/').unwrap_or((rest, ""));
+        // The password has a `/` that is not encoded, and what looks like the host is its start.
+        if vhost.contains('@') {
+            return Err(refused());
+        }
         let (login, address) = authority.rsplit_once('@').unwrap_or(("", authority));
         let (user, password) = login.split_once(':').unwrap_or((login, ""));
         let (host, port) = host_and_port(address, transport).ok_or_else(refused)?;
@@ -121,7 +160,7 @@ impl FromStr for AmqpUrl {
             host: decode(host).filter(|host| !host.is_empty()).ok_or_else(refused)?,
             port,
             vhost: decode(vhost).ok_or_else(refused)?,
-            heartbeat_secs: heartbeat(query).ok_or_else(refused)?,
+            query: asked_for(query).ok_or_else(refused)?,
         })
     }
 }
@@ -145,22 +184,36 @@ fn host_and_port(address: &str, transport: Transport) -> Option<(&str, u16)> {
     Some((host, port.map_or(Ok(default), str::parse).ok()?))
 }
 
-/// Reads the query: `heartbeat=SECONDS` is all there is.
-fn heartbeat(query: &str) -> Option<u16> {
-    match query {
-        "" => Some(HEARTBEAT_SECS),
-        query => query.strip_prefix("heartbeat=")?.parse().ok().filter(|seconds| *seconds > 0),
+/// Reads the query: `heartbeat=SECONDS` and `auth_mechanism=plain` or `external`, joined by `&`.
+fn asked_for(query: &str) -> Option<Query> {
+    let mut asked = Query { heartbeat_secs: HEARTBEAT_SECS, login: Login::Password };
+    for part in query.split('&').filter(|part| !part.is_empty()) {
+        match part.split_once('=')? {
+            ("heartbeat", seconds) => {
+                asked.heartbeat_secs = seconds.parse().ok().filter(|seconds| *seconds > 0)?;
+            }
+            ("auth_mechanism", name) if name.eq_ignore_ascii_case("external") => {
+                asked.login = Login::Certificate;
+            }
+            ("auth_mechanism", name) if name.eq_ignore_ascii_case("plain") => {
+                asked.login = Login::Password;
+            }
+            _ => return None,
+        }
     }
+    Some(asked)
 }
 
-/// Returns a URL that was refused without what may be a password in it.
+/// Returns a URL that was refused without what may be a password in it: in one that is malformed
+/// that is all between the scheme and the last `@`, and without one all.
 fn without_password(text: &str) -> String {
+    let scheme = match text.split_once("://") {
+        Some((scheme, _)) => format!("{scheme}://"),
+        None => String::new(),
+    };
     match text.rsplit_once('@') {
-        Some((login, address)) => {
-            let scheme = login.split_once("://").map_or("", |(scheme, _)| scheme);
-            format!("{scheme}://…@{address}")
-        }
-        None => text.to_owned(),
+        Some((_, address)) => format!("{scheme}…@{address}"),
+        None => format!("{scheme}…"),
     }
 }
 
@@ -198,7 +251,12 @@ impl fmt::Display for AmqpUrl {
             Transport::Plain => "amqp",
             Transport::Tls => "amqps",
         };
-        write!(f, "{scheme}://{}@{}", encode(&self.user), self.peer())
+        match self.login() {
+            Login::Password => write!(f, "{scheme}://{}@{}", encode(&self.user), self.peer()),
+            Login::Certificate => {
+                write!(f, "{scheme}://{}?auth_mechanism=external", self.peer())
+            }
+        }
     }
 }
 
@@ -229,7 +287,7 @@ mod tests {
     fn a_virtual_host_and_a_login_may_hold_any_character() {
         check("amqp://a%40b:p%3a%2f@h:1/x%2fy", "amqp://a%40b@h:1/x%2fy");
         let url: AmqpUrl = "amqp://a%40b:p%3a%2f@h:1/x%2fy".parse().unwrap();
-        assert_eq!(url.plain_response(), b"\0a@b\0p:/");
+        assert_eq!(url.sasl(), ("PLAIN", b"\0a@b\0p:/".to_vec()));
         assert_eq!(url.vhost(), "x/y");
     }
 
@@ -243,7 +301,25 @@ mod tests {
     fn the_heartbeat_is_settable_and_never_off() {
         let url: AmqpUrl = "amqp://h/v?heartbeat=5".parse().unwrap();
         assert_eq!(url.heartbeat_secs(), 5);
-        assert!("amqp://h/v?heartbeat=0".parse::<AmqpUrl>().is_err());
+        for bad in ["heartbeat=0", "heartbeat", "heartbeat=5&x=1", "auth_mechanism=amqplain"] {
+            assert!(format!("amqp://h/v?{bad}").parse::<AmqpUrl>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_certificate_logs_in_without_user_or_password() {
+        for text in [
+            "amqps://h/v?auth_mechanism=external&heartbeat=5",
+            "amqps://u:sesame@h/v?heartbeat=5&auth_mechanism=EXTERNAL",
+        ] {
+            let url: AmqpUrl = text.parse().unwrap();
+            assert_eq!(url.to_string(), "amqps://h:5671/v?auth_mechanism=external");
+            assert_eq!(url.sasl(), ("EXTERNAL", Vec::new()));
+            assert_eq!(url.heartbeat_secs(), 5);
+            let asked = url.to_lapin().query.auth_mechanism;
+            assert_eq!(asked, Some(SASLMechanism::External));
+        }
+        check("amqps://u@h/v?auth_mechanism=plain", "amqps://u@h:5671/v");
     }
 
     #[test]
@@ -253,8 +329,18 @@ mod tests {
         let shown = format!("{url} {url:?} {}", url.peer());
         assert!(!shown.contains("sesame") && !shown.contains("tulip"), "{shown}");
 
-        for bad in ["http://u:sesame@h", "amqp://u:sesame@h:port", "amqp://u:sesame@", "u:sesame@h"]
-        {
+        for bad in [
+            "http://u:sesame@h",
+            "amqp://u:sesame@h:port",
+            "amqp://u:sesame@",
+            "u:sesame@h",
+            "amqp://u:sesame",
+            "amqp:u:sesame",
+            "amqp://u:12/sesame@h",
+            "amqp://u:12/3@sesame@h/v",
+            "amqp://u:12?sesame@h",
+            "amqp://u:se%same@h",
+        ] {
             let error = bad.parse::<AmqpUrl>().unwrap_err().to_string();
             assert!(!error.contains("sesame"), "{error}");
         }

@@ -69,10 +69,12 @@ pub struct GlobalArgs {
     /// process takes some 40 MB beside it [default: 128Mi]
     #[arg(long, global = true, env = "DACAPO_MEMORY", value_parser = parse_bytes, value_name = "BYTES")]
     pub memory: Option<NonZeroU64>,
-    /// The broker: `amqp://user:password@host:5672/vhost`, or `amqps://`
+    /// The broker: `amqp://user@host:5672/vhost`, or `amqps://` (with
+    /// `?auth_mechanism=external` the client certificate says who the user is); other users of
+    /// this machine see a password that is given here
     #[arg(long, global = true, env = "DACAPO_AMQP", value_name = "URL", hide_env_values = true)]
     pub amqp: Option<String>,
-    /// The broker's password, when it is not in the URL
+    /// The broker's password, when it is not in the URL (or in DACAPO_AMQP_PASSWORD)
     #[arg(long, global = true, value_name = "FILE")]
     pub amqp_password_file: Option<PathBuf>,
     /// The same from the environment: never as a flag, because other users see those
@@ -90,7 +92,8 @@ pub struct GlobalArgs {
     /// Client certificate for `amqps://`, in PEM form; needs --amqp-key
     #[arg(long, global = true, value_name = "FILE", requires = "amqp_key")]
     pub amqp_cert: Option<PathBuf>,
-    /// Private key of the client certificate, in PEM form
+    /// Private key of the client certificate, in PEM form, not encrypted; only its owner should be
+    /// able to read it
     #[arg(long, global = true, value_name = "FILE", requires = "amqp_cert")]
     pub amqp_key: Option<PathBuf>,
     /// The broker's management plugin, `http://user:password@host:15672`: tells what AMQP cannot, and

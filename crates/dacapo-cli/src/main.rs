@@ -44,6 +44,7 @@ fn main() -> ExitCode {
     let outcome = runtime.block_on(async {
         let settings = Settings::resolve(&cli.global)?;
         telemetry::init(&settings)?;
+        settings.warn();
         commands::run(cli.command, &settings, &output).await
     });
     // A read of standard input that nobody waits for any more would keep the process here.

@@ -1,10 +1,12 @@
 //! What was meant: arguments, environment and file, resolved once. Only this travels.
 
+mod account;
+
 use std::num::NonZeroU64;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::str::FromStr;
 
-use dacapo_amqp::{AmqpUrl, Broker, ClientIdentity, Tls};
+use dacapo_amqp::{AmqpUrl, Broker};
 use dacapo_event::{Clock, Digest, MemoryBudget, Timestamp};
 use dacapo_management::{Management, ManagementError};
 use dacapo_s3::S3Options;
@@ -12,6 +14,7 @@ use dacapo_s3::S3Options;
 use crate::args::{GlobalArgs, LogFormat, parse_bytes};
 use crate::config::Config;
 use crate::exit::Failure;
+use account::Account;
 
 /// What every command works with.
 #[derive(Debug)]
@@ -21,7 +24,7 @@ pub struct Settings {
     /// The state directory.
     pub state: PathBuf,
     amqp: Option<AmqpUrl>,
-    tls: Tls,
+    account: Account,
     management: Option<Management>,
     /// What to log.
     pub log: String,
@@ -51,6 +54,13 @@ impl FromStr for ArchiveUrl {
                 "`{text}` is not an archive: give a directory, `file:///dir` or `s3://bucket/prefix`"
             ))
         };
+        // Who writes a key pair there would read its secret in every message.
+        let login = text.split_once("://").and_then(|(_, place)| place.rsplit_once('@'));
+        if login.is_some_and(|(login, _)| login.contains(':')) {
+            let problem = "an archive's URL holds no credentials, so it is not shown here: give \
+                           `s3://bucket/prefix`, and the credentials as for the AWS tools";
+            return Err(Failure::configuration(problem).into());
+        }
         if text.starts_with("s3://") {
             return Ok(ArchiveUrl::S3(S3Options::from_url(text).ok_or_else(refused)?));
         }
@@ -77,29 +87,16 @@ impl Settings {
 
         let amqp = said(&args.amqp).or(config.amqp);
         let amqp = amqp.map(|text| amqp_url(&text)).transpose()?;
-        let password_file = args.amqp_password_file.clone().or(config.amqp_password_file);
-        let password = match (said(&args.amqp_password), password_file) {
-            (Some(password), _) => Some(password),
-            (None, Some(path)) => Some(read_text(&path)?.trim_end_matches(['\r', '\n']).to_owned()),
-            (None, None) => config.amqp_password,
+        let account = Account {
+            password: said(&args.amqp_password),
+            password_file: args.amqp_password_file.clone().or(config.amqp_password_file),
+            password_in_config: config.amqp_password,
+            authorities: args.amqp_ca.clone().or(config.amqp_ca),
+            certificates: args.amqp_cert.clone().or(config.amqp_cert),
+            key: args.amqp_key.clone().or(config.amqp_key),
         };
-        let amqp = match (amqp, password) {
-            (Some(url), Some(password)) => Some(url.with_password(password)),
-            (url, _) => url,
-        };
-        let read = |path: Option<PathBuf>| path.map(|path| read_text(&path)).transpose();
-        let authorities = read(args.amqp_ca.clone().or(config.amqp_ca))?;
-        let certificates = read(args.amqp_cert.clone().or(config.amqp_cert))?;
-        let key = read(args.amqp_key.clone().or(config.amqp_key))?;
-        let identity = match (certificates, key) {
-            (Some(certificates), Some(key)) => Some(ClientIdentity { certificates, key }),
-            (None, None) => None,
-            _ => {
-                let problem =
-                    "a client certificate needs its key: give both amqp_cert and amqp_key";
-                return Err(Failure::configuration(problem).into());
-            }
-        };
+        // Mistakes are told before anything is begun.
+        account.read()?;
         let management = said(&args.management).or(config.management);
         let management = management.map(|text| text.parse()).transpose();
         let management = management.map_err(|error: ManagementError| {
@@ -110,13 +107,23 @@ impl Settings {
             index: args.index.clone().or(config.index),
             state,
             amqp,
-            tls: Tls { authorities, identity },
+            account,
             management,
             log: args.log.clone(),
             log_format: args.log_format,
             clock: wall_clock,
             memory: memory(args.memory, config.memory.as_deref())?,
         })
+    }
+
+    /// Logs what is unwise about the settings, once logging has begun.
+    pub fn warn(&self) {
+        for path in self.account.exposed() {
+            tracing::warn!(
+                file = %path.display(),
+                "every user of this machine can read this secret; take that right away with `chmod o-r`"
+            );
+        }
     }
 
     /// Returns where the archive is.
@@ -135,19 +142,25 @@ impl Settings {
         self.index.clone().unwrap_or_else(default)
     }
 
-    /// Returns the broker; `client` names the connection in its lists.
+    /// Returns the broker; `client` names the connection in its lists. Files with a password,
+    /// certificates or a key are read each time.
     pub fn broker(&self, client: impl Into<String>) -> anyhow::Result<Broker> {
         let url = self.amqp.clone().ok_or_else(|| {
             let problem =
                 "which broker? give --amqp URL (or DACAPO_AMQP, or `amqp` in dacapo.toml)";
             Failure::configuration(problem)
         })?;
-        Ok(Broker { url, tls: self.tls.clone(), client_name: client.into() })
+        let (password, tls) = self.account.read()?;
+        let url = match password {
+            Some(password) => url.with_password(password),
+            None => url,
+        };
+        Ok(Broker { url, tls, client_name: client.into() })
     }
 
     /// Returns the broker if one was named.
-    pub fn broker_if_named(&self, client: impl Into<String>) -> Option<Broker> {
-        self.broker(client).ok()
+    pub fn broker_if_named(&self, client: impl Into<String>) -> anyhow::Result<Option<Broker>> {
+        self.amqp.as_ref().map(|_| self.broker(client)).transpose()
     }
 
     /// Returns the broker's management plugin if one was named.
@@ -195,12 +208,6 @@ fn amqp_url(text: &str) -> anyhow::Result<AmqpUrl> {
         let problem = "the broker's URL is not one: `amqp://user:password@host:5672/vhost` or `amqps://…` \
                        (the virtual host `/` is `%2f` or left out)";
         Failure::configuration(problem).into()
-    })
-}
-
-fn read_text(path: &Path) -> anyhow::Result<String> {
-    std::fs::read_to_string(path).map_err(|error| {
-        Failure::configuration(format!("failed to read `{}`: {error}", path.display())).into()
     })
 }
 

@@ -6,8 +6,7 @@ use std::time::Duration;
 use bytes::{Buf, BufMut, Bytes};
 use dacapo_bus::BusError;
 use dacapo_event::{FieldTable, FieldValue, ShortStr};
-use futures::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use lapin::tcp::AMQPUriTcpExt;
+use futures::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::Instant;
 
 use super::Malformed;
@@ -17,8 +16,8 @@ use super::frame::{
 };
 use super::table;
 use crate::Broker;
-use crate::connect::{CLOSE_DEADLINE, CONNECT_DEADLINE};
-use crate::error::{Doing, from_close, from_io, from_lapin, lost};
+use crate::connect::{CLOSE_DEADLINE, CONNECT_DEADLINE, Duplex};
+use crate::error::{Doing, from_close, from_io, lost};
 
 /// Method numbers, as (class, method): AMQP 0-9-1 specification, section 1.4.
 pub(crate) mod methods {
@@ -68,9 +67,6 @@ pub(crate) struct Link {
     pub(crate) heard_at: Instant,
 }
 
-trait Duplex: AsyncRead + AsyncWrite + Send {}
-impl<T: AsyncRead + AsyncWrite + Send> Duplex for T {}
-
 /// A method frame's number and arguments.
 pub(crate) struct Method {
     pub(crate) number: (u16, u16),
@@ -80,24 +76,19 @@ pub(crate) struct Method {
 impl Link {
     /// Connects and logs in.
     pub(crate) async fn open(broker: &Broker) -> Result<Link, BusError> {
-        tokio::time::timeout(CONNECT_DEADLINE, Link::open_unbounded(broker))
+        let opened = tokio::time::timeout(CONNECT_DEADLINE, Link::open_unbounded(broker))
             .await
-            .map_err(|_| lost(&broker.peer(), format!("no answer within {CONNECT_DEADLINE:?}")))?
+            .map_err(|_| lost(&broker.peer(), format!("no answer within {CONNECT_DEADLINE:?}")))?;
+        match opened {
+            Ok(link) => Ok(link),
+            Err(error) => Err(broker.reason_of(error).await),
+        }
     }
 
     async fn open_unbounded(broker: &Broker) -> Result<Link, BusError> {
         let peer = broker.peer();
-        let runtime = lapin::runtime::default_runtime()
-            .map_err(|error| from_lapin(&peer, &error, Doing::Connecting))?;
-        let tls = broker.tls.to_lapin();
-        let stream = broker
-            .url
-            .to_lapin()
-            .connect_with_config_async(tls.as_ref(), &runtime)
-            .await
-            .map_err(|error| from_io(&peer, &error))?;
         let mut link = Link {
-            stream: Box::pin(stream),
+            stream: broker.stream().await?,
             inbox: Inbox::new(),
             outbox: Outbox::default(),
             peer,
@@ -114,10 +105,11 @@ impl Link {
         let start = self.expect(methods::CONNECTION_START).await?;
         self.product = product(start).map_err(|Malformed| self.garbled())?;
 
+        let (mechanism, response) = broker.url.sasl();
         self.outbox.method(0, methods::CONNECTION_START_OK, |to| {
             table::encode(to, &client_properties(&broker.client_name));
-            put_short(to, b"PLAIN");
-            put_long(to, &broker.url.plain_response());
+            put_short(to, mechanism.as_bytes());
+            put_long(to, &response);
             put_short(to, b"en_US");
         });
         self.flush().await?;

@@ -19,6 +19,7 @@ use serde_json::{Value, json};
 
 use self::definitions::Keeping;
 use self::disk::Watching;
+use self::queue::Queue;
 use super::import;
 use crate::args::{ArchiveCommand, LsArgs, RunArgs, VerifyArgs};
 use crate::exit::{Exit, Failure};
@@ -34,6 +35,7 @@ use crate::signals::Signals;
 mod compact;
 mod definitions;
 mod disk;
+mod queue;
 mod repair;
 mod watch_verified;
 
@@ -102,8 +104,14 @@ async fn archiver(args: RunArgs, settings: &Settings, output: &Output) -> anyhow
         },
     };
     let peer = broker.url.peer();
-    let (queue, waiting) = (args.queue.clone(), settings.memory.waiting());
-    let bus = AmqpSubscribe::new(broker, queue, args.bindings, args.prefetch, waiting);
+    let queue = AmqpSubscribe::new(
+        broker,
+        args.queue.clone(),
+        args.bindings,
+        args.prefetch,
+        settings.memory.waiting(),
+    );
+    let bus = Queue { settings, queue };
     output.talk(&format!(
         "archiving queue `{}` on {peer} to {}, stream `{stream}`",
         args.queue,

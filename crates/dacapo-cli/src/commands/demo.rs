@@ -83,7 +83,7 @@ fn bus(name: &str, settings: &Settings, output: &Output) -> anyhow::Result<Bus> 
     if was_typed("amqp") {
         return Ok(Bus::on(settings.broker(name)?, name));
     }
-    if settings.broker_if_named(name).is_some() {
+    if settings.broker_if_named(name)?.is_some() {
         output.talk("note: the broker that is configured is left alone; --amqp URL goes to one");
     }
     Ok(Bus::in_memory())

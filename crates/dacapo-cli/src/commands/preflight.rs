@@ -23,7 +23,7 @@ pub async fn look(
 ) -> anyhow::Result<Preflight> {
     let load = Load::of(plan, confirmed);
     let (exists, depth, consumers) = (target.exists, target.depth, target.consumers);
-    let Some(broker) = settings.broker_if_named("dacapo plan") else {
+    let Some(broker) = settings.broker_if_named("dacapo plan")? else {
         let why = "no broker was named (--amqp)".to_owned();
         let (denied, nodes, topology) = (Err(why.clone()), Err(why.clone()), Err(why));
         let facts = Facts { exists, depth, consumers, denied, nodes, topology };

@@ -35,7 +35,7 @@ pub async fn facts(
         }
         return Ok(facts);
     }
-    let Some(broker) = settings.broker_if_named("dacapo plan") else {
+    let Some(broker) = settings.broker_if_named("dacapo plan")? else {
         facts.warnings.push("no broker was named (--amqp), so the target was not asked".to_owned());
         return Ok(facts);
     };
