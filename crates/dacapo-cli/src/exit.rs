@@ -94,14 +94,33 @@ pub fn status(outcome: anyhow::Result<Exit>, output: &Output) -> ExitCode {
 /// Prints what the command line came to that is no command: help, the version, or what is wrong
 /// with it (for scripts, too, if one asked), and returns the status.
 pub fn unparsed(answer: &clap::Error) -> ExitCode {
-    if answer.use_stderr() && std::env::args_os().any(|arg| arg == "--json") {
-        let text = answer.to_string();
+    if !answer.use_stderr() {
+        // A reader that has gone away (`| head`) is no error.
+        drop(answer.print());
+        return ExitCode::from(Exit::Success as u8);
+    }
+    // It quotes what was typed, and that may be a broker's URL in the wrong place.
+    let text = without_logins(&answer.to_string());
+    if std::env::args_os().any(|arg| arg == "--json") {
         let problem = text.trim().strip_prefix("error: ").unwrap_or(&text).trim().to_owned();
         return status(Err(Failure::usage(problem).into()), &Output::new(true));
     }
-    // A reader that has gone away (`| head`) is no error.
-    drop(answer.print());
-    ExitCode::from(if answer.use_stderr() { Exit::Usage } else { Exit::Success } as u8)
+    Output::new(false).talk(text.trim_end());
+    ExitCode::from(Exit::Usage as u8)
+}
+
+/// Returns text with `user:password` left out of whatever looks like an address.
+fn without_logins(text: &str) -> String {
+    let shorten = |word: &str| {
+        let (login, address) = word.rsplit_once('@')?;
+        login.contains(':').then(|| {
+            let start = login.find("://").map_or("", |at| &login[..at + "://".len()]);
+            format!("{start}…@{address}")
+        })
+    };
+    text.split_inclusive(char::is_whitespace)
+        .map(|word| shorten(word).unwrap_or_else(|| word.to_owned()))
+        .collect()
 }
 
 /// Returns the status of an error: that of the innermost cause that has one.
@@ -201,5 +220,24 @@ fn of_index(error: &IndexError) -> Option<Exit> {
     match error {
         IndexError::Busy { .. } => Some(Exit::Busy),
         _ => Some(Exit::Configuration),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_login_in_what_was_typed_is_not_repeated() {
+        for (typed, told) in [
+            (
+                "unexpected argument 'amqp://u:p@ss@h/v' found",
+                "unexpected argument 'amqp://…@h/v' found",
+            ),
+            ("'u:sesame@h'\n\n", "…@h'\n\n"),
+            ("'s3://bucket/prefix' a@b a: b\n", "'s3://bucket/prefix' a@b a: b\n"),
+        ] {
+            assert_eq!(without_logins(typed), told);
+        }
     }
 }

@@ -2,7 +2,11 @@
 
 use std::io::IsTerminal;
 
-use tracing_subscriber::EnvFilter;
+use tracing::{Level, Metadata};
+use tracing_subscriber::filter::{FilterExt, filter_fn};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Layer};
 
 use crate::args::LogFormat;
 use crate::exit::Failure;
@@ -21,13 +25,22 @@ pub fn init(settings: &Settings) -> anyhow::Result<()> {
             settings.log
         ))
     })?;
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+    let layer = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal());
-    match settings.log_format {
-        LogFormat::Text => builder.init(),
-        LogFormat::Json => builder.json().flatten_event(true).init(),
-    }
+    let layer = match settings.log_format {
+        LogFormat::Text => layer.boxed(),
+        LogFormat::Json => layer.json().flatten_event(true).boxed(),
+    };
+    let filter = filter.and(filter_fn(tells_no_secret));
+    tracing_subscriber::registry().with(layer.with_filter(filter)).init();
     Ok(())
+}
+
+/// At `trace` these write what they send, and with that the login, whatever filter was asked for.
+const TELL_WHAT_THEY_SEND: [&str; 4] = ["lapin", "amq_protocol", "aws_", "hyper"];
+
+fn tells_no_secret(about: &Metadata<'_>) -> bool {
+    *about.level() < Level::TRACE
+        || !TELL_WHAT_THEY_SEND.iter().any(|library| about.target().starts_with(library))
 }

@@ -64,7 +64,8 @@ impl FromStr for Management {
         let mut authorization = HeaderValue::try_from(format!("Basic {encoded}"))
             .expect("base64 has no character that a header refuses");
         authorization.set_sensitive(true);
-        if url.query().is_some() || authority.host().is_empty() {
+        // An `@` after the first `/`: the password has a `/`, and what looks like the host is its start.
+        if url.query().is_some() || authority.host().is_empty() || url.path().contains('@') {
             return Err(refused());
         }
         Ok(Management {
@@ -140,6 +141,7 @@ mod tests {
             "http://ops:sesame%4@h",
             "http://ops:sesame%ff@h",
             "http://ops:sesame@h/?sesame",
+            "http://ops:12/sesame@h",
             "",
         ] {
             let error = text.parse::<Management>().unwrap_err().to_string();
