@@ -31,7 +31,7 @@ impl Refusal {
             (Some(code), Some(message), _) => format!("{code}: {message}"),
             (Some(code), None, _) => code.clone(),
             (None, _, Some(status)) if service.is_some() => format!("HTTP status {status}"),
-            (None, ..) => DisplayErrorContext(error).to_string(),
+            (None, ..) => unanswered(DisplayErrorContext(error).to_string()),
         };
         Refusal { status, code, reason }
     }
@@ -105,6 +105,25 @@ impl Refusal {
     fn has_code(&self, code: &str) -> bool {
         self.code.as_deref() == Some(code)
     }
+}
+
+/// Returns what happened to the connection, in the SDK's words unless there is more to say: how a
+/// server's certificate gets trusted is nothing that another attempt finds out.
+fn unanswered(words: String) -> String {
+    const CERTIFICATE: &str = "invalid peer certificate: ";
+    let Some((_, why)) = words.split_once(CERTIFICATE) else { return words };
+    // After that the SDK shows the same once more, as a structure.
+    let why = why.split(" (DispatchFailure").next().unwrap_or(why);
+    let hint = match why.to_lowercase() {
+        why if why.contains("expired") || why.contains("not valid yet") => {
+            "renew the server's certificate, or set this machine's clock if that is wrong"
+        }
+        _ => {
+            "name the file of its authority in the environment variable `SSL_CERT_FILE`, or use the \
+             host name that is in its certificate"
+        }
+    };
+    format!("TLS: {CERTIFICATE}{why}; {hint}")
 }
 
 /// Returns the `Range` header of a get, or none for the whole object.

@@ -143,3 +143,19 @@ fn a_content_range_that_is_not_one_is_refused() {
     let overflow = format!("bytes 0-{}/10", u64::MAX);
     assert!(expected_length(ByteRange::Span(0, 10), Some(&overflow), None).is_err());
 }
+
+#[test]
+fn a_certificate_that_is_not_trusted_is_told_with_the_next_step() {
+    for (why, hint) in [
+        ("UnknownIssuer", "`SSL_CERT_FILE`"),
+        ("certificate not valid for name \"h\"", "use the host name"),
+        ("certificate expired: verification time 3 (UNIX), but 2", "renew the server's"),
+    ] {
+        let said = format!("dispatch failure: io error: invalid peer certificate: {why}");
+        let told = unanswered(format!("{said} (DispatchFailure(DispatchFailure {{ .. }}))"));
+        let expected = format!("TLS: invalid peer certificate: {why}; ");
+        assert!(told.starts_with(&expected) && told.contains(hint), "{told}");
+        assert!(!told.contains("DispatchFailure"), "{told}");
+    }
+    assert_eq!(unanswered("dispatch failure".to_owned()), "dispatch failure");
+}
