@@ -1,6 +1,9 @@
 //! The product as a user has it: the binary, its folders, its output and its signals.
+//!
+//! Whatever a command writes, to its output or to its folders, must not tell a secret that it was
+//! given ([`Secrets`]); a test in which one does fails.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
@@ -14,6 +17,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::process::{Lifeline, Signal, signal};
+use crate::secrets::Secrets;
 use crate::{environment, services, wait};
 
 /// No command of a test takes longer on a loaded machine; one that does hangs.
@@ -26,9 +30,19 @@ const PIPE_BYTES: usize = 65_536;
 #[derive(Debug)]
 pub struct Dacapo {
     binary: PathBuf,
-    folder: TempDir,
+    folder: Folder,
     archive: String,
     variables: Vec<(String, String)>,
+}
+
+/// The folder of an installation; that no file in it tells a secret is checked when it is dropped.
+#[derive(Debug)]
+struct Folder {
+    folder: TempDir,
+    /// What the test put there.
+    inputs: Mutex<Vec<PathBuf>>,
+    /// Those of all commands so far.
+    secrets: Mutex<Secrets>,
 }
 
 /// How a command ended.
@@ -48,6 +62,9 @@ pub struct Output {
 #[derive(Debug)]
 pub struct Running {
     child: Child,
+    /// Its arguments, for messages.
+    args: Vec<OsString>,
+    secrets: Secrets,
     _lifeline: Lifeline,
     written: Arc<Written>,
     readers: Vec<JoinHandle<()>>,
@@ -91,6 +108,7 @@ impl Dacapo {
     pub fn of_binary(binary: PathBuf) -> Self {
         let folder = TempDir::new().expect("there is room for a temporary folder");
         let archive = folder.path().join("archive").display().to_string();
+        let folder = Folder { folder, inputs: Mutex::default(), secrets: Mutex::default() };
         Dacapo { binary, folder, archive, variables: Vec::new() }
     }
 
@@ -115,7 +133,7 @@ impl Dacapo {
     /// Returns the folder of everything: `archive/` (if it is a folder), `index/`, `state/`, and
     /// whatever the test puts there. It is also the commands' working directory.
     pub fn folder(&self) -> &Path {
-        self.folder.path()
+        self.folder.folder.path()
     }
 
     /// Puts the archive at another path or URL.
@@ -135,6 +153,7 @@ impl Dacapo {
     pub fn file(&self, name: &str, content: impl AsRef<[u8]>) -> PathBuf {
         let path = self.folder().join(name);
         std::fs::write(&path, content).expect("the folder is ours");
+        self.folder.inputs.lock().unwrap_or_else(PoisonError::into_inner).push(path.clone());
         path
     }
 
@@ -205,6 +224,19 @@ impl Dacapo {
         self.start(args, variables, Stdio::null())
     }
 
+    /// Returns what a command must not tell.
+    fn secrets(&self, args: &[OsString], variables: &[(&str, &str)]) -> Secrets {
+        let mut secrets = Secrets::of_suite();
+        let own = self.variables.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+        for (name, value) in own.chain(variables.iter().copied()) {
+            secrets.add_variable(name, value);
+        }
+        let args: Vec<&OsStr> = args.iter().map(AsRef::as_ref).collect();
+        secrets.add_command(self.folder(), &args);
+        self.folder.secrets.lock().unwrap_or_else(PoisonError::into_inner).add_all(&secrets);
+        secrets
+    }
+
     #[track_caller]
     fn start<A: AsRef<OsStr>>(
         &self,
@@ -212,8 +244,10 @@ impl Dacapo {
         variables: &[(&str, &str)],
         stdin: Stdio,
     ) -> Running {
+        let args: Vec<OsString> = args.into_iter().map(|arg| arg.as_ref().to_owned()).collect();
+        let secrets = self.secrets(&args, variables);
         let mut child = Command::new(&self.binary)
-            .args(args)
+            .args(&args)
             .current_dir(self.folder())
             // A developer's own settings must not reach a test.
             .env_remove("DACAPO_AMQP")
@@ -236,7 +270,7 @@ impl Dacapo {
             follow(stdout, Pipe::Stdout, Arc::clone(&written)),
             follow(stderr, Pipe::Stderr, Arc::clone(&written)),
         ];
-        Running { child, _lifeline: lifeline, written, readers }
+        Running { child, args, secrets, _lifeline: lifeline, written, readers }
     }
 }
 
@@ -359,16 +393,46 @@ impl Running {
         for reader in self.readers.drain(..) {
             reader.join().expect("a reader does not panic");
         }
+        self.check_secrets();
         let (stdout, stderr) = self.written();
         let stdout_bytes = self.written.lock().stdout.clone();
         Output { status: status.code(), stdout, stdout_bytes, stderr }
     }
 }
 
+impl Running {
+    /// Checks that nothing it has written tells a secret that it was given.
+    #[track_caller]
+    fn check_secrets(&self) {
+        let written = self.written.lock();
+        for (pipe, bytes) in [("stdout", &written.stdout), ("stderr", &written.stderr)] {
+            if let Some(told) = self.secrets.told(bytes) {
+                panic!("{told} of {pipe} of `dacapo {:?}`; {}", self.args, *written);
+            }
+        }
+    }
+}
+
 impl Drop for Running {
     fn drop(&mut self) {
         // Fails only if it has already been waited for.
-        self.child.kill().and_then(|()| self.child.wait()).ok();
+        let dropped_running = self.child.kill().and_then(|()| self.child.wait()).is_ok();
+        if dropped_running && !std::thread::panicking() {
+            self.check_secrets();
+        }
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            return;
+        }
+        let secrets = self.secrets.lock().unwrap_or_else(PoisonError::into_inner);
+        let inputs = self.inputs.lock().unwrap_or_else(PoisonError::into_inner);
+        let told = secrets.told_by_files(self.folder.path(), &inputs);
+        let told = told.expect("the installation's files are readable");
+        assert!(told.is_empty(), "files tell secrets: {told:?}");
     }
 }
 

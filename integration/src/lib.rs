@@ -14,6 +14,7 @@ pub mod folder;
 pub mod http;
 pub mod ports;
 pub mod process;
+pub mod secrets;
 pub mod tls;
 
 pub mod prometheus;

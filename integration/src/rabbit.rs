@@ -14,7 +14,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::process::{Process, Signal, signal};
-use crate::tls::{self, Certificates};
+use crate::tls::{self, Certificates, Flaw};
 use crate::{ports, wait};
 
 /// Of Debian's package; the scripts in the path would switch to the user `rabbitmq`.
@@ -25,9 +25,25 @@ const START_DEADLINE: Duration = Duration::from_secs(120);
 const STOP_DEADLINE: Duration = Duration::from_secs(60);
 /// How long one probe of the port may wait for the broker's greeting.
 const GREETING_DEADLINE: Duration = Duration::from_secs(2);
+/// What every node's password begins with: characters that URLs have an encoding for, so that a
+/// password that is told is found in whatever form ([`crate::secrets`]).
+const PASSWORD_START: &str = "s3cr+t/p@ss%:word-";
 /// First bytes of `connection.start`: a method frame on channel 0, and after its size class 10,
 /// method 10.
 const GREETING_BYTES: usize = 11;
+
+/// Who every node knows from the start, and who may do everything.
+const USER: &str = "guest";
+
+/// What a node does with the certificates of clients.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ClientCertificates {
+    /// It asks for none.
+    Ignored,
+    /// It refuses whoever has none that its own authority signed, and lets log in with it, as
+    /// the user that is its common name (`EXTERNAL`).
+    Required,
+}
 
 /// A node on 127.0.0.1; ended when dropped.
 #[derive(Debug)]
@@ -35,6 +51,7 @@ pub struct Rabbit {
     folder: PathBuf,
     ports: Ports,
     certificates: Certificates,
+    password: String,
     // Declared before `epmd`, so that the node ends first.
     node: Process,
     _epmd: Process,
@@ -55,6 +72,15 @@ impl Rabbit {
     /// # Errors
     /// A program is missing, or the node does not start; the message says where its log is.
     pub fn start(folder: &Path) -> Result<Self> {
+        Rabbit::start_with(folder, ClientCertificates::Ignored)
+    }
+
+    /// Starts a node as [`Rabbit::start`] does, that treats clients over TLS like this. Its
+    /// certificates are those of [`tls::certificates`] in `folder`.
+    ///
+    /// # Errors
+    /// As [`Rabbit::start`].
+    pub fn start_with(folder: &Path, clients: ClientCertificates) -> Result<Self> {
         fs::create_dir_all(folder)
             .with_context(|| format!("failed to create `{}`", folder.display()))?;
         let ports = Ports {
@@ -65,7 +91,8 @@ impl Rabbit {
             epmd: ports::free()?,
         };
         let certificates = tls::certificates(folder)?;
-        write_configuration(folder, ports, &certificates)?;
+        let password = format!("{PASSWORD_START}{}", random_word());
+        write_configuration(folder, ports, &certificates, &password, clients)?;
         let epmd = Process::start(
             Command::new("epmd")
                 .args(["-address", "127.0.0.1", "-port"])
@@ -74,17 +101,38 @@ impl Rabbit {
         )?;
         let mut node = start_node(folder, ports)?;
         await_greeting(&mut node, folder, ports.amqp)?;
-        Ok(Rabbit { folder: folder.to_owned(), ports, certificates, node, _epmd: epmd })
+        Ok(Rabbit { folder: folder.to_owned(), ports, certificates, password, node, _epmd: epmd })
     }
 
     /// Returns its URL for the virtual host `/`.
     pub fn amqp_url(&self) -> String {
-        format!("amqp://guest:guest@127.0.0.1:{}/%2f", self.ports.amqp)
+        self.amqp_url_as(USER, &self.password)
+    }
+
+    /// Returns its URL for the virtual host `/` and another account.
+    pub fn amqp_url_as(&self, user: &str, password: &str) -> String {
+        let (user, password) = (percent_encoded(user), percent_encoded(password));
+        format!("amqp://{user}:{password}@127.0.0.1:{}/%2f", self.ports.amqp)
     }
 
     /// Returns its URL over TLS.
     pub fn amqps_url(&self) -> String {
-        format!("amqps://guest:guest@localhost:{}/%2f", self.ports.amqps)
+        let password = percent_encoded(&self.password);
+        format!("amqps://{USER}:{password}@localhost:{}/%2f", self.ports.amqps)
+    }
+
+    /// Returns its URL over TLS for whoever a client certificate is for.
+    pub fn amqps_url_external(&self) -> String {
+        format!("amqps://localhost:{}/%2f?auth_mechanism=external", self.ports.amqps)
+    }
+
+    /// Gives it another certificate, from the next connection on.
+    ///
+    /// # Errors
+    /// `openssl` or `rabbitmqctl` fails.
+    pub fn change_certificate(&self, flaw: Option<Flaw>) -> Result<()> {
+        tls::server(&self.folder, flaw)?;
+        self.ctl(&["eval", "ssl:clear_pem_cache()."]).map(drop)
     }
 
     /// Returns the authority that signed its certificate.
@@ -94,7 +142,8 @@ impl Rabbit {
 
     /// Returns the URL of its management plugin.
     pub fn management_url(&self) -> String {
-        format!("http://guest:guest@127.0.0.1:{}", self.ports.management)
+        let password = percent_encoded(&self.password);
+        format!("http://{USER}:{password}@127.0.0.1:{}", self.ports.management)
     }
 
     /// Returns its AMQP port, for a proxy in front of it.
@@ -162,11 +211,28 @@ impl Rabbit {
     }
 }
 
-fn write_configuration(folder: &Path, ports: Ports, certificates: &Certificates) -> Result<()> {
+fn write_configuration(
+    folder: &Path,
+    ports: Ports,
+    certificates: &Certificates,
+    password: &str,
+    clients: ClientCertificates,
+) -> Result<()> {
     let Ports { amqp, amqps, management, .. } = ports;
     let authority = certificates.authority.display();
     let certificate = certificates.certificate.display();
     let key = certificates.key.display();
+    let (clients, plugins) = match clients {
+        ClientCertificates::Ignored => ("ssl_options.verify = verify_none\n", ""),
+        ClientCertificates::Required => (
+            "ssl_options.verify = verify_peer\n\
+             ssl_options.fail_if_no_peer_cert = true\n\
+             auth_mechanisms.1 = PLAIN\n\
+             auth_mechanisms.2 = EXTERNAL\n\
+             ssl_cert_login_from = common_name\n",
+            ",rabbitmq_auth_mechanism_ssl",
+        ),
+    };
     // Limits far from what tests reach, so that the machine's own state raises no alarm.
     let configuration = format!(
         "listeners.tcp.1 = 127.0.0.1:{amqp}\n\
@@ -174,10 +240,12 @@ fn write_configuration(folder: &Path, ports: Ports, certificates: &Certificates)
          ssl_options.cacertfile = {authority}\n\
          ssl_options.certfile = {certificate}\n\
          ssl_options.keyfile = {key}\n\
-         ssl_options.verify = verify_none\n\
+         {clients}\
          management.tcp.ip = 127.0.0.1\n\
          management.tcp.port = {management}\n\
-         loopback_users.guest = true\n\
+         default_user = {USER}\n\
+         default_pass = {password}\n\
+         loopback_users.{USER} = true\n\
          disk_free_limit.absolute = 50MB\n\
          vm_memory_high_watermark.absolute = 2GB\n\
          log.console = false\n"
@@ -185,8 +253,8 @@ fn write_configuration(folder: &Path, ports: Ports, certificates: &Certificates)
     let cookie = folder.join(".erlang.cookie");
     for (path, text) in [
         (folder.join("rabbitmq.conf"), configuration.as_str()),
-        (folder.join("enabled_plugins"), "[rabbitmq_management].\n"),
-        (cookie.clone(), &cookie_text()),
+        (folder.join("enabled_plugins"), &format!("[rabbitmq_management{plugins}].\n")),
+        (cookie.clone(), &random_word()),
     ] {
         fs::write(&path, text).with_context(|| format!("failed to write `{}`", path.display()))?;
     }
@@ -195,11 +263,20 @@ fn write_configuration(folder: &Path, ports: Ports, certificates: &Certificates)
         .context("failed to protect the cookie")
 }
 
-/// Returns a word that other users of the machine do not know: it admits to the node.
-fn cookie_text() -> String {
+/// Returns a word that other users of the machine do not know, for it admits to the node; and that
+/// nothing else contains.
+fn random_word() -> String {
     use std::hash::{BuildHasher, RandomState};
-    let word = || RandomState::new().hash_one("cookie");
+    let word = || RandomState::new().hash_one("word");
     format!("{:016x}{:016x}", word(), word())
+}
+
+fn percent_encoded(text: &str) -> String {
+    let encoded = |byte: u8| match byte {
+        b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' => char::from(byte).to_string(),
+        _ => format!("%{byte:02X}"),
+    };
+    text.bytes().map(encoded).collect()
 }
 
 fn set_environment<'c>(command: &'c mut Command, folder: &Path, ports: Ports) -> &'c mut Command {

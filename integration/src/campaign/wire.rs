@@ -95,9 +95,10 @@ impl Wire {
         Ok(Wire { address, shared })
     }
 
-    /// Returns the broker's URL through this proxy.
-    pub fn url(&self) -> String {
-        format!("amqp://guest:guest@{}/%2f", self.address)
+    /// Returns the broker's URL, which has a login, through this proxy.
+    pub fn url(&self, of_broker: &str) -> String {
+        let (login, _) = of_broker.rsplit_once('@').unwrap_or((of_broker, ""));
+        format!("{login}@{}/%2f", self.address)
     }
 
     /// Passes everything from now on, and counts publishes anew; broken connections stay so.

@@ -210,7 +210,7 @@ impl<'a> World<'a> {
         if self.archiver.is_some() {
             return Ok(());
         }
-        let amqp = self.to_archiver.url();
+        let amqp = self.to_archiver.url(&self.broker);
         let prefetch = PREFETCH.to_string();
         let args = [
             "archive",
@@ -285,7 +285,7 @@ impl<'a> World<'a> {
 
     /// Starts a replay through the proxies.
     pub fn spawn(&self, args: &[&str], more: &[(&str, String)]) -> Running {
-        let (endpoint, amqp) = (self.objects.endpoint(), self.to_replay.url());
+        let (endpoint, amqp) = (self.objects.endpoint(), self.to_replay.url(&self.broker));
         let mut variables = vec![("AWS_ENDPOINT_URL", endpoint.as_str()), ("DACAPO_AMQP", &amqp)];
         variables.extend(more.iter().map(|(name, value)| (*name, value.as_str())));
         self.dacapo.spawn_with(args, &variables)

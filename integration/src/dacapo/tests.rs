@@ -69,3 +69,45 @@ fn the_one_json_value_on_stdout_is_returned() {
     let lines = shell().run(["-c", r"printf '1\n2\n'"]).ndjson();
     assert_eq!(lines, [Value::from(1), Value::from(2)]);
 }
+
+const URL: &str = "amqp://u:s3cr%2Bt%2Fp%40ss@h";
+
+/// Runs a script that is given a secret.
+fn given_a_secret(script: &str) -> Dacapo {
+    let mut shell = shell();
+    shell.set("DACAPO_AMQP", URL);
+    shell.run(["-c", script]);
+    shell
+}
+
+#[test]
+#[should_panic(expected = "the secret of `DACAPO_AMQP` is told at byte 4, as text of stdout of")]
+fn a_command_that_tells_a_secret_fails_the_test() {
+    given_a_secret("echo url $DACAPO_AMQP | sed s,amqp://u:,,");
+}
+
+#[test]
+#[should_panic(expected = "is told at byte 6, as base64 of stderr of")]
+fn a_command_that_tells_a_secret_in_base64_fails_the_test() {
+    given_a_secret("printf 'Basic %s' dTpzM2NyK3QvcEBzcw== >&2");
+}
+
+#[test]
+#[should_panic(expected = "as text of stdout of")]
+fn a_command_that_told_a_secret_and_was_left_running_fails_the_test() {
+    let mut shell = shell();
+    shell.set("DACAPO_AMQP_PASSWORD", "tulips");
+    shell.spawn(["-c", "echo tulips; exec sleep 600"]).wait_for_line("tulips", DEADLINE);
+}
+
+#[test]
+#[should_panic(expected = "files tell secrets: [(\"")]
+fn a_file_that_tells_a_secret_fails_the_test() {
+    given_a_secret("mkdir state; echo 's3cr+t/p@ss' >state/plan.json");
+}
+
+#[test]
+fn what_a_test_put_there_itself_is_not_told() {
+    let shell = given_a_secret("echo $PWD");
+    shell.file("dacapo.toml", format!("amqp = '{URL}'"));
+}

@@ -30,6 +30,7 @@ mod repairing;
 mod replay_control;
 mod retention;
 mod s3_store;
+mod secrets;
 mod witnesses;
 
 use dacapo_integration::{services, witness};

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use dacapo_integration::dacapo::{Dacapo, Output, Running};
 use dacapo_integration::process::Signal;
+use dacapo_integration::secrets::Secrets;
 use dacapo_integration::wait;
 use serde_json::{Value, json};
 
@@ -348,6 +349,7 @@ pub(crate) fn get(address: &str, path: &str) -> (u16, String) {
     write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\n\r\n").expect("it reads");
     let mut answer = String::new();
     stream.read_to_string(&mut answer).expect("it answers and closes");
+    assert_eq!(Secrets::of_suite().told(answer.as_bytes()), None, "{path}: {answer}");
     let (head, text) = answer.split_once("\r\n\r\n").expect("an answer has a head");
     let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
     (status.expect("an answer has a status"), text.to_owned())

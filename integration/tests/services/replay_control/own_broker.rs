@@ -1,11 +1,10 @@
 //! What needs a broker of its own: one that is short of memory, one that dies, and an account whose
 //! password is looked for everywhere.
 
-use std::path::Path;
-
 use dacapo_integration::dacapo::{Dacapo, Running};
 use dacapo_integration::folder::RunFolder;
 use dacapo_integration::rabbit::Rabbit;
+use dacapo_integration::secrets::Secrets;
 use dacapo_integration::wait;
 use serde_json::{Value, json};
 
@@ -17,7 +16,6 @@ const QUEUE: &str = "orders";
 
 /// With characters that a URL must encode, so that both forms are looked for.
 const SECRET: &str = "Pl4nted/s3cret:42";
-const SECRET_IN_URL: &str = "Pl4nted%2Fs3cret%3A42";
 
 fn depth(url: &str) -> u64 {
     let asked = ask(url, json!({ "op": "declare_queue", "queue": QUEUE, "passive": true }));
@@ -74,24 +72,6 @@ fn a_replay_pauses_while_the_broker_is_short_of_memory() {
     assert_eq!(event_ids(&take(&url)), ids(EVENTS));
 }
 
-/// Returns the files below a folder that hold one of the texts.
-fn files_with(folder: &Path, texts: &[&str]) -> Vec<std::path::PathBuf> {
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            found.extend(files_with(&path, texts));
-            continue;
-        }
-        let bytes = std::fs::read(&path).unwrap();
-        let holds = |text: &str| bytes.windows(text.len()).any(|window| window == text.as_bytes());
-        if texts.iter().any(|text| holds(text)) {
-            found.push(path);
-        }
-    }
-    found
-}
-
 /// The broker dies and comes back in the middle, so that the messages of lost connections are
 /// among what is looked at.
 #[test]
@@ -103,8 +83,7 @@ fn a_broker_that_dies_in_the_middle_loses_nothing_and_no_output_tells_the_passwo
     rabbit.ctl(&["set_permissions", "teller", ".*", ".*", ".*"]).unwrap();
     ask(&url, json!({ "op": "declare_queue", "queue": QUEUE }));
     let mut platform = Platform::on(&url, Dacapo::new());
-    let told_url = url.replace("guest:guest", &format!("teller:{SECRET_IN_URL}"));
-    platform.dacapo.set("DACAPO_AMQP", &told_url);
+    platform.dacapo.set("DACAPO_AMQP", &rabbit.amqp_url_as("teller", SECRET));
     let mut seen = Vec::new();
 
     let archiver = platform.start_archiver(&["--log", "trace", "--roll-age", "100ms"]);
@@ -150,7 +129,8 @@ fn a_broker_that_dies_in_the_middle_loses_nothing_and_no_output_tells_the_passwo
     assert!(repeats as u64 <= receipt["possible_repeats"].as_u64().unwrap(), "{receipt}");
 
     let shown = platform.dacapo.run(["replays", "show", &id, "--json"]);
-    let password = ["--amqp", &url.replace("guest:guest", "teller:x"), "--to-queue", QUEUE];
+    shown.check(0);
+    let password = ["--amqp", &rabbit.amqp_url_as("teller", "x"), "--to-queue", QUEUE];
     let wrong = platform.dacapo.run(["replay", "--log", "debug"].iter().chain(&password));
     wrong.check(5);
     platform.dacapo.set("DACAPO_AMQP_PASSWORD", SECRET);
@@ -158,17 +138,11 @@ fn a_broker_that_dies_in_the_middle_loses_nothing_and_no_output_tells_the_passwo
     right.check(0);
     let back = || Ok((archiver.health().0 == 200).then_some(()));
     wait::until("the archiver is back", DEADLINE, back).unwrap();
-    let (archived, talk) = archiver.running.written();
     archiver.stop();
 
-    seen.extend([metrics, archived, talk]);
-    for output in [plan, refused, output, shown, wrong, right] {
-        seen.extend([output.stdout, output.stderr]);
-    }
-    for secret in [SECRET, SECRET_IN_URL] {
-        let telling = seen.iter().find(|text| text.contains(secret));
-        assert_eq!(telling, None, "the password is told");
-    }
-    let files = files_with(platform.dacapo.folder(), &[SECRET, SECRET_IN_URL]);
-    assert_eq!(files, Vec::<std::path::PathBuf>::new(), "the password is kept");
+    seen.push(metrics);
+    // What its commands wrote is looked at by the harness, as in every test.
+    let mut secrets = Secrets::default();
+    secrets.add("test", SECRET.as_bytes());
+    assert_eq!(secrets.told(seen.concat().as_bytes()), None);
 }
