@@ -18,6 +18,10 @@ pub(crate) enum Doing {
     Publishing,
 }
 
+/// What RabbitMQ says when it closes a channel over a message of more than `max_message_size`:
+/// `message size 2000 is larger than configured max size 1000`.
+const TOO_LARGE: &str = "message size";
+
 pub(crate) fn lost(peer: &str, reason: impl Into<String>) -> BusError {
     BusError::Disconnected { peer: peer.to_owned(), reason: reason.into() }
 }
@@ -103,6 +107,9 @@ pub(crate) fn from_close(peer: &str, code: u16, text: &str, doing: Doing) -> Bus
             hint: "create it first, or check the name and the virtual host".to_owned(),
         },
         405 => refused(peer, text, "another connection holds it; end that one first"),
+        406 if doing == Doing::Publishing && text.contains(TOO_LARGE) => {
+            BusError::TooLarge { reason: text.to_owned() }
+        }
         406 if doing == Doing::Publishing => BusError::Unsendable { reason: text.to_owned() },
         406 => refused(
             peer,
@@ -150,6 +157,16 @@ mod tests {
             "queue `o'rders` does not exist on h:5672/%2f; \
              create it first, or check the name and the virtual host"
         );
+    }
+
+    #[test]
+    fn a_message_that_is_too_large_is_told_from_one_that_is_wrong() {
+        let said = "PRECONDITION_FAILED - message size 2 is larger than configured max size 1";
+        let error = from_close("h", 406, said, Doing::Publishing);
+        assert!(matches!(&error, BusError::TooLarge { reason } if reason == said), "{error:?}");
+        let said = "PRECONDITION_FAILED - invalid expiration 'x'";
+        let error = from_close("h", 406, said, Doing::Publishing);
+        assert!(matches!(error, BusError::Unsendable { .. }), "{error:?}");
     }
 
     #[track_caller]

@@ -40,6 +40,9 @@ const BATCH_MESSAGES: usize = 128;
 /// must not multiply memory.
 const BATCH_BYTES: usize = 4 * 1024 * 1024;
 
+/// RabbitMQ takes no body larger than 512 MiB, whatever its `max_message_size` says.
+const BODY_BYTES_MAX: usize = 512 * 1024 * 1024;
+
 /// How long the target's depth may take; past it the last one known stands if the broker has
 /// blocked the connection.
 const STATE_DEADLINE: Duration = Duration::from_secs(10);
@@ -227,6 +230,12 @@ impl AmqpSink {
     }
 
     fn sendable(&self, message: &Message) -> Result<Sendable, BusError> {
+        let body = message.body.len();
+        if body > BODY_BYTES_MAX {
+            let reason =
+                format!("message size {body} is larger than RabbitMQ can take ({BODY_BYTES_MAX})");
+            return Err(BusError::TooLarge { reason });
+        }
         let header = wire::encoded_len(&message.properties);
         let header_max =
             self.session.connection.configuration().frame_max() as usize - FRAME_AROUND;

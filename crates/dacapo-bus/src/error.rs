@@ -42,6 +42,12 @@ pub enum BusError {
         /// What is wrong with it.
         reason: String,
     },
+    /// The message is larger than the target takes; a smaller one could be sent.
+    #[error("message cannot be sent: {reason}")]
+    TooLarge {
+        /// How large it is, and how large it may be.
+        reason: String,
+    },
     /// The file of a file sink could not be written.
     #[error("failed to write `{path}`")]
     File {

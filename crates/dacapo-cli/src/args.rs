@@ -13,6 +13,8 @@ use std::path::PathBuf;
 use clap::builder::styling::Styles;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
+use dacapo_engine::rejects::{PASSED_OVER_MAX_DEFAULT, REJECTS_MAX};
+use dacapo_republish::OnReject;
 
 pub use archive::{
     CompactArgs, DefinitionsArgs, FieldArgs, ImportArgs, LsArgs, RepairArgs, RunArgs, VerifyArgs,
@@ -32,7 +34,8 @@ Exit status:
   2  wrong usage: a flag, a time, an expression, a range the wrong way round
   3  wrong configuration: a file, a URL, a directory, an archive that does not exist
   4  the archive is damaged, or changed since the plan was made
-  5  the target refused: no such queue, no permission, wrong password, unroutable
+  5  the target refused: no such queue, no permission, wrong password, unroutable; or events that
+     were passed over
   6  interrupted; `dacapo replay resume ID` goes on
   7  busy: another process has the index or runs this replay
   8  unavailable: the store or the broker does not answer; try again
@@ -263,9 +266,37 @@ pub struct RunningArgs {
     /// Do not ask before events go to everyone (--to-original)
     #[arg(long)]
     pub yes: bool,
+    /// What to do about an event that the target refuses (unroutable, nacked again and again, too
+    /// large, not to be sent); it is recorded in any case [default: stop; a resumed replay as it was
+    /// told last]
+    #[arg(long, value_name = "WHAT")]
+    pub on_reject: Option<OnRejectArg>,
+    /// Pass over no more than this many refused events, then stop [default: 1000]
+    #[arg(long, value_name = "N", requires = "on_reject")]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..=REJECTS_MAX))]
+    pub max_rejects: Option<u64>,
     /// Serve /metrics and /health here, for example 127.0.0.1:9465
     #[arg(long, value_name = "ADDRESS")]
     pub metrics: Option<std::net::SocketAddr>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum OnRejectArg {
+    /// Stop there; the replay can be resumed
+    Stop,
+    /// Record it in the replay's reject file and go on; `dacapo replay --rejects` tries it again
+    Skip,
+}
+
+impl RunningArgs {
+    /// Returns what was said about refused events, if anything was.
+    pub fn on_reject(&self) -> Option<OnReject> {
+        let most = self.max_rejects.unwrap_or(PASSED_OVER_MAX_DEFAULT.get());
+        self.on_reject.map(|what| match what {
+            OnRejectArg::Stop => OnReject::Stop,
+            OnRejectArg::Skip => OnReject::Skip { most },
+        })
+    }
 }
 
 #[derive(Debug, Subcommand)]

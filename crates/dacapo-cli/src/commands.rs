@@ -7,6 +7,7 @@ mod import;
 mod index;
 mod plan;
 mod preflight;
+mod rejects;
 mod replay;
 mod replays;
 mod target;

@@ -184,7 +184,8 @@ fn of_engine(error: &EngineError) -> Option<Exit> {
         EngineError::Locked { .. } => Some(Exit::Busy),
         EngineError::GaveUp { .. } => Some(Exit::Unavailable),
         EngineError::DepthUnknown => Some(Exit::Usage),
-        EngineError::Rejected { .. } => Some(Exit::Refused),
+        EngineError::Rejected { .. } | EngineError::PassedOver { .. } => Some(Exit::Refused),
+        EngineError::RejectGone { .. } => Some(Exit::Damaged),
     }
 }
 
@@ -211,7 +212,7 @@ fn of_bus(error: &BusError) -> Exit {
     match error {
         BusError::Disconnected { .. } => Exit::Unavailable,
         BusError::NotFound { .. } | BusError::Refused { .. } => Exit::Refused,
-        BusError::Unsendable { .. } => Exit::Refused,
+        BusError::Unsendable { .. } | BusError::TooLarge { .. } => Exit::Refused,
         BusError::File { .. } => Exit::Configuration,
     }
 }

@@ -95,6 +95,32 @@ pub enum EngineError {
         "the target is not one queue, so it has no depth to keep below; leave --max-queue-depth out"
     )]
     DepthUnknown,
+    /// The target refused events, which were recorded and passed over; all others are confirmed.
+    #[error(
+        "the target refused {events} events, which were passed over; they are in `{path}`: mend \
+         {target} and try them again with `dacapo replay --rejects {path}`"
+    )]
+    PassedOver {
+        /// How many.
+        events: u64,
+        /// The reject file.
+        path: String,
+        /// Where they were to go.
+        target: String,
+    },
+    /// An event of a reject file is not in the archive as it was.
+    #[error(
+        "event `{event}` of `{path}` {how}; run `dacapo archive verify`, or take its line out of a \
+         copy of the file"
+    )]
+    RejectGone {
+        /// The event's id.
+        event: String,
+        /// The reject file.
+        path: String,
+        /// What became of it, and where it should be.
+        how: String,
+    },
     /// The target refused an event.
     #[error("event `{event}` was refused by the target: {reason}; {hint}")]
     Rejected {

@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use dacapo_event::Timestamp;
+use dacapo_republish::OnReject;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
@@ -42,10 +43,13 @@ pub struct Standing {
     pub phase: Phase,
     /// When the replay first began.
     pub began_at: Option<Timestamp>,
-    /// The last checkpoint: for each stream, the last sequence up to which all is confirmed.
+    /// The last checkpoint: for each stream, the last sequence up to which all is confirmed, or
+    /// recorded as rejected.
     pub positions: Positions,
     /// Counts over all runs.
     pub counts: Counts,
+    /// What the last run did about events that the target refused.
+    pub on_reject: OnReject,
 }
 
 /// What the last record of a journal says.
@@ -60,7 +64,7 @@ pub enum Phase {
     Interrupted,
     /// The target refused an event; it can be resumed once the cause is mended.
     Rejected,
-    /// All selected events are confirmed.
+    /// All selected events are confirmed, or recorded as rejected and passed over.
     Completed,
     /// It was ended for good by its operator.
     Cancelled,
@@ -69,9 +73,10 @@ pub enum Phase {
 /// Counts of a replay over all its runs.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct Counts {
-    /// Events confirmed without a hole before them.
+    /// Events confirmed, with every one before them confirmed or passed over.
     pub confirmed: u64,
-    /// Events the target refused for good.
+    /// Events that the target refused and that were recorded and passed over.
+    #[serde(rename = "passed_over", default)]
     pub rejected: u64,
     /// Messages that may have reached the target more than once.
     pub possible_repeats: u64,
@@ -94,10 +99,13 @@ pub struct Counts {
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum Record {
-    /// A run begins; `runs` is how many there were before it.
+    /// A run begins; `runs` is how many there were before it, `rejects_max` how many rejected
+    /// events it passes over if it does not stop at the first.
     Began {
         at: String,
         runs: u64,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        rejects_max: Option<u64>,
     },
     Checkpoint {
         counts: Counts,
@@ -119,6 +127,7 @@ pub struct Journal {
     synced: Instant,
     began_at: Option<Timestamp>,
     runs: u64,
+    on_reject: OnReject,
     grown: u64,
     grown_max: u64,
 }
@@ -145,6 +154,7 @@ impl Journal {
             synced: Instant::now(),
             began_at: standing.began_at,
             runs: standing.counts.runs,
+            on_reject: standing.on_reject,
             grown: sound,
             grown_max: GROWN_BYTES_MAX,
         };
@@ -163,12 +173,14 @@ impl Journal {
         }
     }
 
-    /// Notes that a run begins. Durable when it returns.
+    /// Notes that a run begins, and what it does about rejects. Durable when it returns.
     ///
     /// # Errors
     /// The file cannot be written.
-    pub fn began(&mut self, at: Timestamp) -> Result<(), EngineError> {
-        self.append(&Record::Began { at: at.to_string(), runs: self.runs })?;
+    pub fn began(&mut self, at: Timestamp, on_reject: OnReject) -> Result<(), EngineError> {
+        self.on_reject = on_reject;
+        let rejects_max = rejects_max(on_reject);
+        self.append(&Record::Began { at: at.to_string(), runs: self.runs, rejects_max })?;
         self.began_at.get_or_insert(at);
         self.runs += 1;
         self.sync()
@@ -199,7 +211,8 @@ impl Journal {
     fn replace(&mut self, checkpoint: &Record) -> Result<(), EngineError> {
         let temporary = self.path.with_extension("tmp");
         let at = self.began_at.unwrap_or(Timestamp::EPOCH).to_string();
-        let began = Record::Began { at, runs: self.runs.saturating_sub(1) };
+        let rejects_max = rejects_max(self.on_reject);
+        let began = Record::Began { at, runs: self.runs.saturating_sub(1), rejects_max };
         let lines = line(&began) + &line(checkpoint);
         let write = || {
             let mut file = File::create(&temporary)?;
@@ -271,6 +284,13 @@ impl Phase {
     }
 }
 
+fn rejects_max(on_reject: OnReject) -> Option<u64> {
+    match on_reject {
+        OnReject::Stop => None,
+        OnReject::Skip { most } => Some(most),
+    }
+}
+
 fn to_wire(positions: &Positions) -> BTreeMap<String, u64> {
     positions.iter().map(|(stream, sequence)| (stream.to_string(), *sequence)).collect()
 }
@@ -297,7 +317,9 @@ fn read_from(file: &File, path: &Path) -> Result<(Standing, u64), EngineError> {
         })?;
         sound += line.len() as u64;
         match record {
-            Record::Began { at, runs } => {
+            Record::Began { at, runs, rejects_max } => {
+                standing.on_reject =
+                    rejects_max.map_or(OnReject::Stop, |most| OnReject::Skip { most });
                 standing.began_at = standing.began_at.or_else(|| at.parse().ok());
                 standing.phase = Phase::Running;
                 standing.counts.runs = runs + 1;

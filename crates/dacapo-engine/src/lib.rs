@@ -17,6 +17,7 @@ pub mod plan;
 pub mod plan_json;
 pub mod preflight;
 pub mod receipt;
+pub mod rejects;
 pub mod request;
 pub mod run;
 pub mod scan;

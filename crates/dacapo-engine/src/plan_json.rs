@@ -209,6 +209,11 @@ fn request_json(request: &Request) -> RequestJson {
             exchanges: selection.exchanges.clone(),
             keys: selection.keys.clone(),
             ids: selection.ids.clone(),
+            places: selection
+                .places
+                .iter()
+                .map(|(stream, sequence)| (stream.to_string(), *sequence))
+                .collect(),
             headers: selection.headers.clone(),
             where_: selection.where_.clone(),
             skip_where_errors: selection.where_errors == WhereErrors::Skip,
@@ -271,6 +276,11 @@ fn request_from_json(parse: &Parse<'_>, json: RequestJson) -> Result<Request, En
             exchanges: selection.exchanges,
             keys: selection.keys,
             ids: selection.ids,
+            places: selection
+                .places
+                .into_iter()
+                .map(|(stream, sequence)| Ok((parse.text(&stream)?, sequence)))
+                .collect::<Result<_, EngineError>>()?,
             headers: selection.headers,
             where_: selection.where_,
             where_errors: match selection.skip_where_errors {

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use crate::journal::{Counts, Phase};
 use crate::plan::Plan;
 use crate::preflight::Check;
-use crate::state::ReplayId;
+use crate::state::{ReplayId, State};
 
 /// The outcome of a replay over all its runs so far.
 ///
@@ -21,6 +21,10 @@ pub struct Receipt {
     /// Whether `selected` and `remaining` are exact; they are once the replay has completed, or if
     /// the plan was.
     pub selected_exact: bool,
+    /// Events that the target refused: those passed over, and the one that the replay stands at.
+    pub rejected: u64,
+    /// The file in which these are recorded, if there are any.
+    pub rejects: Option<String>,
     /// The counts.
     pub counts: Counts,
     /// What a full scan of the archive would have read.
@@ -37,18 +41,22 @@ pub struct Receipt {
 
 impl Receipt {
     /// Returns the receipt of a plan that has come so far.
-    pub fn new(id: ReplayId, phase: Phase, plan: &Plan, counts: Counts) -> Self {
-        let done = counts.confirmed + counts.rejected;
+    pub fn new(state: &State, id: ReplayId, phase: Phase, plan: &Plan, counts: Counts) -> Self {
+        let rejected = counts.rejected + u64::from(phase == Phase::Rejected);
+        let done = counts.confirmed + rejected;
         let (selected, selected_exact) = match phase {
             Phase::Completed => (done, true),
             // An estimate cannot be less than what was there.
             _ => (plan.events.max(done), plan.exact && counts.where_skipped == 0),
         };
+        let rejects = state.rejects_path(&id).display().to_string();
         Receipt {
             id,
             phase,
             selected,
             selected_exact,
+            rejected,
+            rejects: (rejected > 0).then_some(rejects),
             counts,
             bytes_full_scan: plan.bytes_full_scan,
             plan: plan.hash().to_string(),
@@ -60,7 +68,7 @@ impl Receipt {
 
     /// Returns how many events are selected and neither confirmed nor rejected.
     pub fn remaining(&self) -> u64 {
-        self.selected - self.counts.confirmed - self.counts.rejected
+        self.selected - self.counts.confirmed - self.rejected
     }
 
     /// Returns the receipt as one JSON object.
@@ -72,7 +80,8 @@ impl Receipt {
             "selected": self.selected,
             "selected_exact": self.selected_exact,
             "confirmed": counts.confirmed,
-            "rejected": counts.rejected,
+            "rejected": self.rejected,
+            "rejects": self.rejects,
             "remaining": self.remaining(),
             "possible_repeats": counts.possible_repeats,
             "reordered": counts.reordered,

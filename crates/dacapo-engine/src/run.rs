@@ -8,13 +8,17 @@ use std::num::{NonZeroU64, NonZeroUsize};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use bytes::Bytes;
 use dacapo_archive::store::Store;
 use dacapo_archive::store::metered::Metered;
 use dacapo_bus::Connect;
-use dacapo_event::{Clock, MemoryBudget, Sequence, ShortStr, StreamName, marking};
+use dacapo_event::{
+    Clock, Digest, Event, MemoryBudget, Sequence, ShortStr, StreamName, Timestamp, marking,
+};
 use dacapo_filter::Selection;
 use dacapo_republish::{
-    Config, Control, How, Outgoing, Progress, RepublishError, Totals, WindowLimits, republish,
+    Config, Control, How, OnReject, Outgoing, Progress, Reject, RepublishError, Totals,
+    WindowLimits, republish,
 };
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, timeout};
@@ -26,6 +30,7 @@ use crate::journal::{Counts, Journal, Phase, Standing};
 use crate::merge::{Merge, Positions, Selected};
 use crate::plan::Plan;
 use crate::receipt::Receipt;
+use crate::rejects::{RejectFile, Rejected, readable};
 use crate::state::{Control as Asked, Locked, ReplayId, State};
 
 /// Batches that lie ready between reading and publishing: one to go on with while the next is
@@ -50,6 +55,8 @@ pub struct Replay<'a> {
     pub store: Arc<dyn Store>,
     /// Where it publishes.
     pub target: &'a dyn Connect,
+    /// What it does about events that the target refuses; as the run before, if nothing.
+    pub on_reject: Option<OnReject>,
     /// Tells the time for the journal.
     pub clock: Clock,
     /// What reading and the window share.
@@ -74,6 +81,12 @@ struct Place {
     sequence: Sequence,
     /// Events before it that the expression failed on.
     skipped: u64,
+    /// The rest is for the reject file; nothing of it is copied.
+    time: Timestamp,
+    kind: String,
+    exchange: ShortStr,
+    routing_key: ShortStr,
+    body: Bytes,
 }
 
 impl Replay<'_> {
@@ -97,9 +110,11 @@ impl Replay<'_> {
                     .to_owned(),
             });
         }
+        let mut rejects = RejectFile::open(&self.state.rejects_path(id), &standing)?;
+        let on_reject = self.on_reject.unwrap_or(standing.on_reject);
         let selection = Arc::new(Selection::compile(self.plan.request.selection.clone())?);
         let mut counts = self.counts_to_go_on_with(&standing);
-        journal.began((self.clock)())?;
+        journal.began((self.clock)(), on_reject)?;
         counts.runs += 1;
         // What the run before may have repeated is counted even if this one is killed at once.
         journal.checkpoint(&counts, &standing.positions)?;
@@ -112,6 +127,8 @@ impl Replay<'_> {
         let (batches, input) = mpsc::channel(BATCHES_AHEAD);
         let mut checkpoints = Checkpoints {
             journal: &mut journal,
+            rejects: &mut rejects,
+            replay: self,
             emitted: Arc::clone(&emitted),
             popped: 0,
             skipped: 0,
@@ -128,6 +145,13 @@ impl Replay<'_> {
                     .expect("32 bits fit a usize on every platform with a broker"),
                 bytes: NonZeroU64::new(self.memory.window())
                     .expect("the least budget has a window"),
+            },
+            on_reject: match on_reject {
+                OnReject::Stop => OnReject::Stop,
+                // The limit is one of all runs together.
+                OnReject::Skip { most } => {
+                    OnReject::Skip { most: most.saturating_sub(counts.rejected) }
+                }
             },
         };
         let publish = republish(
@@ -148,19 +172,21 @@ impl Replay<'_> {
             counts.where_skipped = before.where_skipped + skipped;
         }
         let (phase, refusal, error) = match ended.how {
-            How::Completed => (Phase::Completed, None, None),
+            How::Completed => (Phase::Completed, None, self.passed_over(&counts)),
             How::Interrupted if self.state.control(id) == Asked::Cancel => {
                 (Phase::Cancelled, None, None)
             }
             How::Interrupted => (Phase::Interrupted, None, None),
-            How::Rejected { id: event, reason } => {
-                let refusal = format!("event `{event}`: {reason}");
-                (Phase::Rejected, Some(refusal), Some(self.rejected(event, reason)))
+            How::Rejected { id: event, kind, reason } => {
+                let refusal = format!("event `{event}` ({kind}): {reason}");
+                let error = self.rejected(event, reason, on_reject, &counts);
+                (Phase::Rejected, Some(refusal), Some(error))
             }
             How::Failed(error) => (Phase::Interrupted, None, Some(from_republish(error)?)),
         };
         journal.ended((self.clock)(), phase, &counts, &positions)?;
-        let receipt = Receipt { refusal, ..Receipt::new(id.clone(), phase, self.plan, counts) };
+        let receipt =
+            Receipt { refusal, ..Receipt::new(self.state, id.clone(), phase, self.plan, counts) };
         self.state.write_receipt(id, &receipt.to_json())?;
         // What stays if this fails is an exchange without use; a resumed run declares it again.
         match timeout(DISMANTLE_DEADLINE, self.target.dismantle()).await {
@@ -176,10 +202,9 @@ impl Replay<'_> {
     /// A run that was killed may have published up to a window beyond its last checkpoint.
     fn counts_to_go_on_with(&self, standing: &Standing) -> Counts {
         let mut counts = standing.counts;
-        counts.rejected = 0;
         if standing.phase == Phase::Running {
             let left = match self.plan.exact {
-                true => self.plan.events.saturating_sub(counts.confirmed),
+                true => self.plan.events.saturating_sub(counts.confirmed + counts.rejected),
                 false => u64::MAX,
             };
             counts.possible_repeats += u64::from(self.plan.request.window.get()).min(left);
@@ -222,32 +247,56 @@ impl Replay<'_> {
     ) -> Vec<Outgoing<()>> {
         let mut queue = emitted.lock().expect("no holder of this lock panics");
         let prepare = |selected: Selected| {
-            queue.push_back(Place {
-                stream: selected.stream.clone(),
-                sequence: selected.event.sequence,
-                skipped: selected.skipped,
-            });
             let message = match self.plan.request.target.is_bus() {
                 true => marking::mark(&selected.event, replay, self.plan.request.priority),
                 false => export::json_line(&selected),
             };
-            let event = selected.event;
-            Outgoing { position: (), id: event.id, time: event.time, message }
+            let Selected { stream, event, skipped } = selected;
+            let Event { sequence, id, time, kind, message: original, .. } = event;
+            queue.push_back(Place {
+                stream,
+                sequence,
+                skipped,
+                time,
+                kind,
+                exchange: original.exchange,
+                routing_key: original.routing_key,
+                body: original.body,
+            });
+            Outgoing { position: (), id, time, message }
         };
         selected.into_iter().map(prepare).collect()
     }
 
-    fn rejected(&self, event: String, reason: String) -> EngineError {
-        let id = &self.locked.id;
-        EngineError::Rejected {
-            event,
-            hint: format!(
-                "mend {} and go on with `dacapo replay resume {id}`, or leave the event out of a new \
-                 replay (`--where 'id != \"…\"'`)",
-                self.plan.request.target
+    fn rejected(
+        &self,
+        event: String,
+        reason: String,
+        on_reject: OnReject,
+        counts: &Counts,
+    ) -> EngineError {
+        let (id, target) = (&self.locked.id, &self.plan.request.target);
+        let mend = format!("mend {target} and go on with `dacapo replay resume {id}`");
+        let hint = match on_reject {
+            OnReject::Stop => {
+                format!("{mend}, or pass over such events and record them with `--on-reject skip`")
+            }
+            OnReject::Skip { .. } => format!(
+                "{} were passed over before it, as many as --max-rejects allows: {mend}, or allow \
+                 more (`--on-reject skip --max-rejects N`)",
+                counts.rejected
             ),
-            reason,
-        }
+        };
+        EngineError::Rejected { event, reason, hint }
+    }
+
+    /// Returns what is wrong with a replay that is complete but for what it passed over.
+    fn passed_over(&self, counts: &Counts) -> Option<EngineError> {
+        (counts.rejected > 0).then(|| EngineError::PassedOver {
+            events: counts.rejected,
+            path: self.state.rejects_path(&self.locked.id).display().to_string(),
+            target: self.plan.request.target.to_string(),
+        })
     }
 }
 
@@ -264,9 +313,12 @@ fn from_republish(
     }
 }
 
-/// Turns confirms, which come in order of publishing, into positions of streams.
+/// Turns confirms and rejects, which come in order of publishing, into positions of streams and
+/// lines of the reject file.
 struct Checkpoints<'a> {
     journal: &'a mut Journal,
+    rejects: &'a mut RejectFile,
+    replay: &'a Replay<'a>,
     emitted: Emitted,
     /// How many of this run's events were taken off `emitted`, and how many were left out before
     /// the last of them.
@@ -286,7 +338,7 @@ impl Checkpoints<'_> {
             confirmed: self.before.confirmed + totals.confirmed,
             possible_repeats: self.before.possible_repeats + totals.possible_repeats,
             reordered: self.before.reordered + totals.reordered,
-            rejected: totals.rejected,
+            rejected: self.before.rejected + totals.rejected,
             bytes: self.before.bytes + totals.bytes,
             where_skipped: self.before.where_skipped + self.skipped,
             bytes_read: self.before.bytes_read + read.bytes,
@@ -300,11 +352,11 @@ impl Checkpoints<'_> {
 impl dacapo_republish::Journal<()> for Checkpoints<'_> {
     type Error = EngineError;
 
-    fn confirmed(&mut self, (): &(), totals: &Totals) -> Result<(), EngineError> {
+    fn settled(&mut self, (): &(), totals: &Totals) -> Result<(), EngineError> {
         {
             let mut emitted = self.emitted.lock().expect("no holder of this lock panics");
-            while self.popped < totals.confirmed {
-                let place = emitted.pop_front().expect("what is confirmed was emitted");
+            while self.popped < totals.confirmed + totals.rejected {
+                let place = emitted.pop_front().expect("what is settled was emitted");
                 self.popped += 1;
                 self.skipped += place.skipped;
                 self.positions.insert(place.stream, place.sequence);
@@ -312,6 +364,28 @@ impl dacapo_republish::Journal<()> for Checkpoints<'_> {
         }
         self.update(totals);
         self.journal.checkpoint(&self.counts, &self.positions)
+    }
+
+    fn rejected(&mut self, reject: &Reject<'_, ()>) -> Result<(), EngineError> {
+        let rejected = {
+            let emitted = self.emitted.lock().expect("no holder of this lock panics");
+            let place = emitted.front().expect("what is rejected was emitted");
+            Rejected {
+                replay: self.replay.locked.id.to_string(),
+                archive: self.replay.plan.archive.clone(),
+                stream: place.stream.clone(),
+                sequence: place.sequence,
+                id: reject.id.to_owned(),
+                time: place.time,
+                event_type: place.kind.clone(),
+                exchange: readable(place.exchange.as_bytes()),
+                routing_key: readable(place.routing_key.as_bytes()),
+                body_digest: Digest::of(&place.body),
+                kind: reject.kind,
+                reason: reject.reason.to_owned(),
+            }
+        };
+        self.rejects.append(&rejected)
     }
 }
 

@@ -3,6 +3,7 @@
 //! ```text
 //! replays/ID/plan.json      the plan, written before anything is published
 //! replays/ID/journal        append-only checkpoints, see `journal`
+//! replays/ID/rejects.jsonl  the events that the target refused, see `rejects`
 //! replays/ID/receipt.json   replaced atomically whenever a run ends
 //! replays/ID/control        what an operator at another terminal asks for
 //! replays/ID/lock           held by the process that runs the replay; names it
@@ -196,6 +197,11 @@ impl State {
     /// Returns where a replay's journal is.
     pub fn journal_path(&self, id: &ReplayId) -> PathBuf {
         self.dir(id).join("journal")
+    }
+
+    /// Returns where the events are recorded that a replay's target refused.
+    pub fn rejects_path(&self, id: &ReplayId) -> PathBuf {
+        self.dir(id).join("rejects.jsonl")
     }
 
     /// Tells a running replay what to do.

@@ -6,10 +6,10 @@
 use std::collections::{BTreeMap, HashSet};
 use std::ops::AddAssign;
 
-use dacapo_event::Timestamp;
+use dacapo_event::{Sequence, Timestamp};
 
-use crate::selection::{Ids, is_place_in};
-use crate::{Bounds, Selection, TextBounds, TextFacts, TopicPattern};
+use crate::selection::{Ids, Places, is_place_in};
+use crate::{Bounds, Place, Selection, TextBounds, TextFacts, TopicPattern};
 
 /// Whether a run of events has to be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -168,6 +168,7 @@ impl Selection {
                 values(&self.keys, &bounds.key),
                 patterns_share(&self.routing_keys, &bounds.routing_key, n),
                 self.ids.as_ref().map_or(everything, |ids| ids_share(ids, bounds)),
+                self.places.as_ref().map_or(everything, |places| places_share(places, bounds)),
                 unread(!self.headers.is_empty()),
                 unread(self.where_.is_some()),
             ],
@@ -254,6 +255,27 @@ fn time_share(
     }
 }
 
+/// How many events are at one of the places.
+fn places_share(places: &Places, bounds: &Bounds<'_>) -> Share {
+    match bounds.place {
+        Some(place) => {
+            let sequences = places.get(place.stream).map_or(&[][..], Vec::as_slice);
+            within(sequences, &place, bounds.events)
+        }
+        None => Share::up_to(bounds.events),
+    }
+}
+
+/// How many of `n` events in this place have one of the sequences, which are in order.
+fn within(sequences: &[Sequence], place: &Place<'_>, n: u64) -> Share {
+    let begin = sequences.partition_point(|sequence| *sequence < place.first);
+    let end = sequences.partition_point(|sequence| *sequence <= place.last);
+    let here = (end.saturating_sub(begin) as u64).min(n);
+    let contiguous =
+        place.last.checked_sub(place.first).is_some_and(|gaps| gaps.checked_add(1) == Some(n));
+    if contiguous { Share::exactly(here) } else { Share::up_to(here) }
+}
+
 /// How many events have one of the ids: those at the places meant for certain, if the place is
 /// known, and those whose id is one of the other texts.
 fn ids_share(ids: &Ids, bounds: &Bounds<'_>) -> Share {
@@ -266,13 +288,7 @@ fn ids_share(ids: &Ids, bounds: &Bounds<'_>) -> Share {
         };
     };
     let sequences = ids.places.get(place.stream.as_str()).map_or(&[][..], Vec::as_slice);
-    let begin = sequences.partition_point(|sequence| *sequence < place.first);
-    let end = sequences.partition_point(|sequence| *sequence <= place.last);
-    let here = end.saturating_sub(begin) as u64;
-    let contiguous =
-        place.last.checked_sub(place.first).is_some_and(|gaps| gaps.checked_add(1) == Some(n));
-    let certain = if contiguous { here.min(n) } else { 0 };
-    let possible = here.min(n);
+    let Share { least: certain, most: possible, .. } = within(sequences, &place, n);
     let mut texts =
         ids.texts.iter().map(String::as_str).filter(|id| !is_place_in(id, place.stream));
     let rest = by_text(&mut texts, bounds);

@@ -21,10 +21,14 @@ pub struct Selection {
     pub(crate) exchanges: Option<HashSet<String>>,
     pub(crate) keys: Option<HashSet<String>>,
     pub(crate) ids: Option<Ids>,
+    pub(crate) places: Option<Places>,
     pub(crate) headers: Vec<HeaderValues>,
     pub(crate) where_: Option<Where>,
     where_errors: WhereErrors,
 }
+
+/// The sequences asked for, in order, by stream.
+pub(crate) type Places = BTreeMap<StreamName, Vec<Sequence>>;
 
 /// The ids asked for, by what they mean in a given stream.
 #[derive(Debug, Clone, Default)]
@@ -90,6 +94,7 @@ impl Selection {
             exchanges: asked(spec.exchanges),
             keys: asked(spec.keys),
             ids: asked(spec.ids).map(Ids::new),
+            places: places(spec.places),
             headers: headers(spec.headers),
             where_,
             where_errors: spec.where_errors,
@@ -113,6 +118,7 @@ impl Selection {
             |name: &str| self.where_.as_ref().is_some_and(|where_| where_.needs_before_body(name));
         ColumnsNeeded {
             sequence: variable("sequence")
+                || self.places.is_some()
                 || self.ids.as_ref().is_some_and(|ids| !ids.places.is_empty()),
             time: self.from.is_some() || self.to.is_some() || variable("time"),
             // A failing expression names the event.
@@ -156,7 +162,11 @@ impl Selection {
         let one_of = |asked: &Option<HashSet<String>>, value: Option<&str>| {
             asked.as_ref().is_none_or(|asked| value.is_some_and(|value| asked.contains(value)))
         };
-        self.from.is_none_or(|from| event.time >= from)
+        let at_a_place = |places: &Places| {
+            places.get(stream).is_some_and(|here| here.binary_search(&event.sequence).is_ok())
+        };
+        self.places.as_ref().is_none_or(at_a_place)
+            && self.from.is_none_or(|from| event.time >= from)
             && self.to.is_none_or(|to| event.time < to)
             && one_of(&self.types, Some(&event.kind))
             && one_of(&self.exchanges, message.exchange.as_str())
@@ -173,6 +183,21 @@ impl Selection {
 
 fn asked(values: Vec<String>) -> Option<HashSet<String>> {
     (!values.is_empty()).then(|| values.into_iter().collect())
+}
+
+fn places(asked: Vec<(StreamName, Sequence)>) -> Option<Places> {
+    if asked.is_empty() {
+        return None;
+    }
+    let mut places = Places::new();
+    for (stream, sequence) in asked {
+        places.entry(stream).or_default().push(sequence);
+    }
+    for sequences in places.values_mut() {
+        sequences.sort_unstable();
+        sequences.dedup();
+    }
+    Some(places)
 }
 
 fn headers(pairs: Vec<(String, String)>) -> Vec<HeaderValues> {

@@ -1,7 +1,7 @@
 //! A selection as a person states it.
 
 use bytes::Bytes;
-use dacapo_event::Timestamp;
+use dacapo_event::{Sequence, StreamName, Timestamp};
 
 /// What to select, as typed: plain values, nothing checked yet.
 ///
@@ -24,6 +24,8 @@ pub struct SelectionSpec {
     /// Values of `id`. `stream:sequence` means, in the stream of that name, the event at that
     /// place.
     pub ids: Vec<String>,
+    /// Places in streams: the event there and no other.
+    pub places: Vec<(StreamName, Sequence)>,
     /// Names and values of headers, compared as text.
     pub headers: Vec<(String, String)>,
     /// A CEL expression over an event, true for those wanted.

@@ -2,18 +2,20 @@
 
 use std::time::Duration;
 
-use crate::RepublishError;
+use crate::{RejectKind, RepublishError};
 
 /// Counts of one run.
 ///
-/// When it has ended, `published = confirmed + refused + possible_repeats`.
+/// When it has ended, `published = confirmed + refused + possible_repeats`. The checkpoint covers
+/// `confirmed + rejected` events.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Totals {
     /// Messages handed to the bus, each time counted.
     pub published: u64,
-    /// Events confirmed without a hole before them: what the checkpoint covers.
+    /// Events confirmed, with every one before them confirmed or passed over.
     pub confirmed: u64,
-    /// Events that the bus would not take; the run ends at the first.
+    /// Events that the bus would not take and that were recorded and passed over; not the one that
+    /// ended the run.
     pub rejected: u64,
     /// Times that the bus answered for a message with a nack or a return.
     pub refused: u64,
@@ -79,15 +81,18 @@ pub struct Ended<E, J> {
 /// of the journal itself).
 #[derive(Debug)]
 pub enum How<E, J> {
-    /// Every message of the input is confirmed.
+    /// Every message of the input is confirmed, or recorded as rejected.
     Completed,
     /// It was told to stop, and can be resumed.
     Interrupted,
-    /// The bus would not take this event; everything before it is confirmed.
+    /// The bus would not take this event, which is recorded; everything before it is confirmed, or
+    /// recorded and passed over.
     Rejected {
         /// The event's id.
         id: String,
-        /// Why: the bus's words.
+        /// Why.
+        kind: RejectKind,
+        /// The bus's words.
         reason: String,
     },
     /// Something outside the messages failed.

@@ -16,10 +16,12 @@ use recover::silent;
 use crate::control::Operator;
 use crate::gate::{Gate, NoDepth};
 use crate::pacer::{Admit, Pacer};
+use crate::rejects::{OnReject, Reject};
 use crate::retry::Retry;
-use crate::window::Window;
+use crate::window::{Rejected, Settled, Window};
 use crate::{
-    Control, Ended, How, Outgoing, Pace, Phase, Progress, RepublishError, Totals, WindowLimits,
+    Control, Ended, How, Outgoing, Pace, Phase, Progress, RejectKind, RepublishError, Totals,
+    WindowLimits,
 };
 
 /// The most messages handed over in one call: enough to make its cost vanish, few enough that
@@ -50,17 +52,24 @@ pub struct Config {
     pub pace: Pace,
     /// How far beyond the checkpoint.
     pub window: WindowLimits,
+    /// What to do about an event that the bus will not take.
+    pub on_reject: OnReject,
 }
 
-/// Keeps the checkpoint.
+/// Keeps the checkpoint and the rejects.
 pub trait Journal<P> {
-    /// Why a checkpoint could not be written.
+    /// Why one of them could not be written.
     type Error;
 
-    /// Writes the checkpoint: everything up to and including `last` is confirmed. Called each time
-    /// that moves, with the counts at that moment, and before anything else is published; it is
-    /// written when this returns.
-    fn confirmed(&mut self, last: &P, totals: &Totals) -> Result<(), Self::Error>;
+    /// Writes the checkpoint: everything up to and including `last` is confirmed, or was told to
+    /// [`Journal::rejected`]. Called each time that moves, with the counts at that moment, and
+    /// before anything else is published; it is written when this returns.
+    fn settled(&mut self, last: &P, totals: &Totals) -> Result<(), Self::Error>;
+
+    /// Records an event that the bus would not take, durably when this returns. Everything before
+    /// it has been told to [`Journal::settled`]. If the run passes over the event, its position is
+    /// settled next; if the run ends here, it is not, and a resumed run meets the event again.
+    fn rejected(&mut self, reject: &Reject<'_, P>) -> Result<(), Self::Error>;
 }
 
 /// Publishes the batches of `input` in order, at least once, until all are confirmed or something
@@ -68,8 +77,9 @@ pub trait Journal<P> {
 ///
 /// A lost connection or a nack starts publishing again at the first unconfirmed message, with
 /// growing delays and a bounded budget that any progress refills. An event that is returned
-/// (unroutable), nacked beyond the budget, or that cannot be sent at all ends the run as
-/// [`How::Rejected`]. Waiting for a blocked or too deep target costs no budget. The first
+/// (unroutable), nacked beyond the budget, too large, or that cannot be sent at all is recorded,
+/// and ends the run as [`How::Rejected`] or is passed over, as [`Config::on_reject`] says. Each
+/// event has a budget of nacks of its own: a full queue rejects what follows no faster. Waiting for a blocked or too deep target costs no budget. The first
 /// connection is not tried again: it is more likely to be wrong than broken.
 ///
 /// `control` is obeyed at any time; when its sender is dropped, a paused run goes on. `progress`
@@ -97,6 +107,7 @@ where
         pacer: Pacer::new(&config.pace, now),
         gate: Gate::new(config.pace.queue_depth_max),
         retry: Retry::default(),
+        on_reject: config.on_reject,
         journal,
         operator: Operator::new(control),
         progress,
@@ -123,6 +134,7 @@ struct Run<'a, P, J> {
     pacer: Pacer,
     gate: Gate,
     retry: Retry,
+    on_reject: OnReject,
     journal: &'a mut J,
     operator: Operator,
     progress: &'a watch::Sender<Progress>,
@@ -308,14 +320,40 @@ impl<P, J: Journal<P>> Run<'_, P, J> {
         self.heard = Instant::now();
         let mut last = None;
         for outcome in outcomes {
-            last = self.window.answer(outcome, &mut self.totals).or(last);
+            let verdict = self.on_reject.verdict(self.totals.rejected);
+            match self.window.answer(outcome, verdict, &mut self.totals) {
+                Some(Settled::Confirmed(position)) => last = Some(position),
+                Some(Settled::Returned { rejected, reason }) => {
+                    self.settle(last.take())?;
+                    self.pass_over(rejected, RejectKind::Unroutable, &reason)?;
+                }
+                None => {}
+            }
         }
-        if let Some(last) = last {
-            self.retry.progressed();
-            let written = self.journal.confirmed(&last, &self.totals);
-            written.map_err(|error| How::Failed(RepublishError::Journal(error)))?;
-        }
-        Ok(())
+        self.settle(last)
+    }
+
+    /// Writes the checkpoint, if it moved.
+    fn settle<E>(&mut self, last: Option<P>) -> Result<(), How<E, J::Error>> {
+        let Some(last) = last else { return Ok(()) };
+        self.retry.progressed();
+        let written = self.journal.settled(&last, &self.totals);
+        written.map_err(|error| How::Failed(RepublishError::Journal(error)))
+    }
+
+    /// Records an event that the bus will not take, and only then moves the checkpoint past it.
+    fn pass_over<E>(
+        &mut self,
+        rejected: Rejected<P>,
+        kind: RejectKind,
+        reason: &str,
+    ) -> Result<(), How<E, J::Error>> {
+        let Rejected { position, id } = rejected;
+        let reject = Reject { position: &position, id: &id, kind, reason };
+        let recorded = self.journal.rejected(&reject);
+        recorded.map_err(|error| How::Failed(RepublishError::Journal(error)))?;
+        self.totals.rejected += 1;
+        self.settle(Some(position))
     }
 
     /// Asks the target how it is.

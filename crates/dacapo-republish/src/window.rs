@@ -13,6 +13,7 @@ use dacapo_event::{Message, Timestamp};
 
 use crate::Totals;
 use crate::pacer::Due;
+use crate::rejects::Verdict;
 
 /// One message to publish.
 #[derive(Debug, Clone, PartialEq)]
@@ -55,6 +56,24 @@ const BATCH_MIN: usize = 64;
 pub(crate) enum Refusal {
     Nacked,
     Returned { reason: String },
+}
+
+/// What became of the front, when it is dealt with for good.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Settled<P> {
+    Confirmed(P),
+    /// It was returned, and such events are passed over.
+    Returned {
+        rejected: Rejected<P>,
+        reason: String,
+    },
+}
+
+/// An event that was taken out of the window without being confirmed.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Rejected<P> {
+    pub(crate) position: P,
+    pub(crate) id: String,
 }
 
 /// What is published and not confirmed, and what waits behind it, in order.
@@ -198,15 +217,28 @@ impl<P> Window<P> {
         }
     }
 
-    /// Takes the next outcome; returns the position up to which everything is confirmed, if that
-    /// moved.
+    /// Takes the next outcome; returns what it settles of the front, if it does. `returned` says
+    /// what is to be done about a message that comes back: one that is passed over holds up nothing
+    /// behind it, and so costs no repeats.
     ///
     /// # Panics
     /// Nothing is unanswered: a sink answers once for each message.
-    pub(crate) fn answer(&mut self, outcome: Outcome, totals: &mut Totals) -> Option<P> {
+    pub(crate) fn answer(
+        &mut self,
+        outcome: Outcome,
+        returned: Verdict,
+        totals: &mut Totals,
+    ) -> Option<Settled<P>> {
         assert!(self.unanswered() > 0, "a sink answers once for each message");
         match (outcome, self.is_refused()) {
-            (Outcome::Confirmed, false) => return Some(self.confirm(totals)),
+            (Outcome::Confirmed, false) => return Some(Settled::Confirmed(self.confirm(totals))),
+            (Outcome::Returned { reason }, false) if returned == Verdict::Skip => {
+                totals.refused += 1;
+                let (rejected, bytes) = self.take_front();
+                self.sent -= 1;
+                self.sent_bytes -= bytes;
+                return Some(Settled::Returned { rejected, reason });
+            }
             (Outcome::Confirmed, true) => {
                 totals.possible_repeats += 1;
                 self.mark_early(self.answered, totals);
@@ -226,17 +258,32 @@ impl<P> Window<P> {
     }
 
     fn confirm(&mut self, totals: &mut Totals) -> P {
-        let message = self.messages.pop_front().expect("an unanswered message is here");
-        let note = self.notes.pop_front().expect("each message has a note");
-        let bytes = message.body.len() as u64;
+        let (front, bytes) = self.take_front();
         self.sent -= 1;
         self.sent_bytes -= bytes;
         self.bytes -= bytes;
         self.allowed = self.limits.messages.get().min(self.allowed + 1);
-        self.singly = self.singly.saturating_sub(1);
         totals.confirmed += 1;
         totals.bytes += bytes;
-        note.position
+        front.position
+    }
+
+    /// Takes the front out, and returns how many bytes its body has.
+    fn take_front(&mut self) -> (Rejected<P>, u64) {
+        let message = self.messages.pop_front().expect("a front that is asked for is here");
+        let note = self.notes.pop_front().expect("each message has a note");
+        self.singly = self.singly.saturating_sub(1);
+        let bytes = message.body.len() as u64;
+        (Rejected { position: note.position, id: note.id }, bytes)
+    }
+
+    /// Takes the front out for good: the bus will not take it. Nothing may be on its way.
+    ///
+    /// # Panics
+    /// Something is on its way, or nothing is here.
+    pub(crate) fn reject_front(&mut self) -> Rejected<P> {
+        assert_eq!(self.sent, 0, "what is on its way is answered for, or lost, before");
+        self.take_front().0
     }
 
     fn mark_early(&mut self, index: usize, totals: &mut Totals) {
@@ -286,6 +333,11 @@ impl<P> Window<P> {
     /// did not say which.
     pub(crate) fn send_singly(&mut self) {
         self.singly = self.sent;
+    }
+
+    /// Returns the first event that is not dealt with, if there is one.
+    pub(crate) fn front(&self) -> Option<(&P, &str)> {
+        self.notes.front().map(|note| (&note.position, &*note.id))
     }
 
     /// Returns the id of the first event that is not confirmed.

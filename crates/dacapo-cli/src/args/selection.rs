@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use clap::{Args, ValueEnum};
+use dacapo_engine::rejects;
 use dacapo_event::Timestamp;
 use dacapo_filter::{SelectionSpec, WhereErrors, parse_time};
 
@@ -41,6 +42,11 @@ pub struct SelectionArgs {
     /// Events with this id, or with those in a file, one a line (@FILE)
     #[arg(long = "id", value_name = "ID|@FILE")]
     pub ids: Vec<String>,
+    /// Exactly the events of a reject file, those that the target of a replay refused; where no
+    /// target is given, to the same one
+    #[arg(long, value_name = "FILE")]
+    #[arg(conflicts_with_all = ["from", "to", "types", "routing_keys", "exchanges", "keys", "ids", "headers", "where_"])]
+    pub rejects: Option<PathBuf>,
     /// Events with this header
     #[arg(long = "header", value_name = "NAME=VALUE")]
     pub headers: Vec<String>,
@@ -112,6 +118,10 @@ impl SelectionArgs {
             exchanges: self.exchanges.clone(),
             keys: self.keys.clone(),
             ids,
+            places: match &self.rejects {
+                Some(path) => rejects::read(path)?.places(),
+                None => Vec::new(),
+            },
             headers,
             where_: self.where_.clone(),
             where_errors: match self.where_errors {

@@ -12,7 +12,7 @@ use dacapo_engine::survey::{Depth, survey};
 use dacapo_filter::Selection;
 use dacapo_index::Index;
 
-use super::{preflight, target};
+use super::{preflight, rejects, target};
 use crate::args::{PaceArgs, PlanArgs, PreflightArgs, SelectionArgs, TargetArgs};
 use crate::exit::Exit;
 use crate::format;
@@ -31,6 +31,7 @@ pub async fn run(args: &PlanArgs, settings: &Settings, output: &Output) -> anyho
     open::refuse_empty(&index, &report, &store)?;
     let plan = make(request, depth, &args.preflight, &store, &index, settings).await?;
     index.close()?;
+    rejects::verify(&args.selection, &plan, &store, settings, output).await?;
     let json = plan_json::to_json(&plan);
     if let Some(path) = &args.out {
         save(path, &json)?;
@@ -47,12 +48,16 @@ pub fn request(
     pace: &PaceArgs,
     settings: &Settings,
 ) -> anyhow::Result<Request> {
+    let again_to = match target.target() {
+        None => rejects::target(selection, settings)?,
+        Some(_) => None,
+    };
     let selection = selection.to_spec(settings.now())?;
     // What was typed wrongly is said before anything is opened.
     Selection::compile(selection.clone())?;
     Ok(Request {
         selection,
-        target: match target.target() {
+        target: match target.target().or(again_to) {
             // A replay may be resumed from another directory.
             Some(Target::File { path }) if path != Path::new("-") => {
                 Target::File { path: std::path::absolute(path)? }
@@ -124,6 +129,10 @@ pub fn text(plan: &Plan) -> String {
         format::counted(plan.requests, "request"),
     ));
     lines.push(format!("takes      {}", format::seconds(plan.seconds)));
+    if !plan.request.selection.places.is_empty() {
+        let refused = format::counted(plan.request.selection.places.len() as u64, "event");
+        lines.push(format!("note       exactly the {refused} of a reject file"));
+    }
     for gap in &plan.gaps {
         lines.push(format!(
             "GAP        stream `{}` lacks sequences {} to {}",

@@ -22,7 +22,7 @@ use futures::{StreamExt, TryStreamExt, stream};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use super::{plan, preflight, target};
+use super::{plan, preflight, rejects, target};
 use crate::args::{PreflightArgs, ReplayArgs, ReplayCommand, RunningArgs, read_bounded};
 use crate::exit::{Exit, Failure};
 use crate::format;
@@ -56,11 +56,11 @@ pub async fn run(args: &ReplayArgs, settings: &Settings, output: &Output) -> any
             plan
         }
         None => {
-            let Some(_) = args.target.target() else {
+            if args.target.target().is_none() && args.selection.rejects.is_none() {
                 let problem = "where to? give --to-queue QUEUE (one consumer), --to-exchange, --to-original or \
                                --to-file FILE; `dacapo plan` says beforehand what would happen";
                 return Err(Failure::usage(problem).into());
-            };
+            }
             let depth = if args.exact { Depth::Exact } else { Depth::Index };
             let request = plan::request(&args.selection, &args.target, &args.pace, settings)?;
             if request.target.is_bus() {
@@ -73,6 +73,7 @@ pub async fn run(args: &ReplayArgs, settings: &Settings, output: &Output) -> any
                 plan::make(request, depth, &args.preflight, &store, &index, settings).await?;
             index.close()?;
             refuse_gaps(&report, &plan, args)?;
+            rejects::verify(&args.selection, &plan, &store, settings, output).await?;
             plan
         }
     };
@@ -100,6 +101,7 @@ pub async fn run(args: &ReplayArgs, settings: &Settings, output: &Output) -> any
         plan: &plan,
         store,
         target: &*connect,
+        on_reject: args.running.on_reject(),
         clock: settings.clock,
         memory: settings.memory,
     };
@@ -142,6 +144,7 @@ async fn resume(
         plan: &plan,
         store,
         target: &*connect,
+        on_reject: running.on_reject(),
         clock: settings.clock,
         memory: settings.memory,
     };
@@ -278,7 +281,13 @@ async fn show(mut watched: watch::Receiver<Progress>, plan: &Plan, output: &Outp
             }
             Doing::Finishing => "waiting for the last confirms".to_owned(),
         };
-        steps.show(progress.totals.confirmed, plan.events, &remark);
+        let totals = progress.totals;
+        let remark = match (totals.rejected, remark.as_str()) {
+            (0, _) => remark,
+            (rejected, "") => format!("{} rejected", format::number(rejected)),
+            (rejected, remark) => format!("{} rejected, {remark}", format::number(rejected)),
+        };
+        steps.show(totals.confirmed + totals.rejected, plan.events, &remark);
         // What waits does not change, and is to be told all the same.
         if let Ok(Err(_)) = timeout(SHOW_INTERVAL, watched.changed()).await {
             std::future::pending::<()>().await;
@@ -334,7 +343,7 @@ pub fn text(receipt: &Receipt) -> String {
             "events     {about}{} selected = {} confirmed + {} rejected + {about}{} remaining",
             format::number(receipt.selected),
             format::number(counts.confirmed),
-            format::number(counts.rejected),
+            format::number(receipt.rejected),
             format::number(receipt.remaining()),
         ),
         format!(
@@ -362,6 +371,9 @@ pub fn text(receipt: &Receipt) -> String {
     }
     if !receipt.overridden.is_empty() {
         lines.push(format!("overridden {}", receipt.overridden.join(", ")));
+    }
+    if let Some(path) = &receipt.rejects {
+        lines.push(format!("rejects    {path}"));
     }
     if let Some(refusal) = &receipt.refusal {
         lines.push(format!("refused    {refusal}"));

@@ -72,6 +72,7 @@ fn ls(state: &State, output: &Output) -> anyhow::Result<Exit> {
             "replay": id.as_str(),
             "state": status.word,
             "confirmed": counts.confirmed,
+            "rejected": counts.rejected + u64::from(status.standing.phase == Phase::Rejected),
             "target": target,
             "began_at": status.standing.began_at.map(|at| at.to_string()),
         }));
@@ -89,10 +90,16 @@ fn show(state: &State, id: &str, output: &Output) -> anyhow::Result<Exit> {
     let id = state.find(id)?;
     let status = status(state, &id)?;
     let planned = state.plan(&id)?;
-    let receipt = Receipt::new(id.clone(), status.standing.phase, &planned, status.standing.counts);
+    let receipt =
+        Receipt::new(state, id.clone(), status.standing.phase, &planned, status.standing.counts);
     // A receipt that was written knows more: the refusal.
     let mut json = match state.receipt(&id)? {
-        Some(written) if written["confirmed"] == receipt.to_json()["confirmed"] => written,
+        Some(written)
+            if written["confirmed"] == receipt.to_json()["confirmed"]
+                && written["rejected"] == receipt.to_json()["rejected"] =>
+        {
+            written
+        }
         _ => receipt.to_json(),
     };
     json["state"] = Value::from(status.word);
@@ -174,7 +181,8 @@ async fn cancel(
         return Err(EngineError::WrongState { id: id.to_string(), state, hint }.into());
     }
     journal.ended(settings.now(), Phase::Cancelled, &standing.counts, &standing.positions)?;
-    let receipt = Receipt::new(locked.id.clone(), Phase::Cancelled, &planned, standing.counts);
+    let receipt =
+        Receipt::new(state, locked.id.clone(), Phase::Cancelled, &planned, standing.counts);
     state.write_receipt(&id, &receipt.to_json())?;
     if planned.request.target.is_bus() {
         let existing = dacapo_bus::file::Existing::Continue;

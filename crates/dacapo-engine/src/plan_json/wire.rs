@@ -97,6 +97,8 @@ pub(super) struct SelectionJson {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(super) ids: Vec<String>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(super) places: Vec<(String, u64)>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(super) headers: Vec<(String, String)>,
     #[serde(rename = "where", skip_serializing_if = "Option::is_none")]
     pub(super) where_: Option<String>,

@@ -18,6 +18,7 @@ use crate::testing::{Archive, at, clock, event, everything, request};
 
 mod interrupted;
 mod refused;
+mod rejected;
 
 /// How long a confirm takes: long enough for a run to be interrupted in the middle.
 const CONFIRM_DELAY: Duration = Duration::from_millis(5);
@@ -60,8 +61,16 @@ impl World {
         target: &'a dyn Connect,
     ) -> Replay<'a> {
         let store = Arc::clone(&self.archive.store);
-        let memory = MemoryBudget::DEFAULT;
-        Replay { state: &self.state, locked, plan, store, target, clock, memory }
+        Replay {
+            state: &self.state,
+            locked,
+            plan,
+            store,
+            target,
+            on_reject: None,
+            clock,
+            memory: MemoryBudget::DEFAULT,
+        }
     }
 
     /// Runs to the end.
@@ -75,7 +84,7 @@ impl World {
 
     /// Checks that a receipt balances and is the one on disk.
     fn check_written(&self, receipt: &Receipt) {
-        let balance = receipt.counts.confirmed + receipt.counts.rejected + receipt.remaining();
+        let balance = receipt.counts.confirmed + receipt.rejected + receipt.remaining();
         assert_eq!(receipt.selected, balance);
         assert_eq!(self.state.receipt(&receipt.id).unwrap(), Some(receipt.to_json()));
         let standing = Journal::read(&self.state.journal_path(&receipt.id)).unwrap();

@@ -81,26 +81,37 @@ fn spec() -> impl Strategy<Value = SelectionSpec> {
         some_of(&EXCHANGES),
         some_of(&KEYS),
         some_of(&IDS),
+        prop_oneof![
+            3 => Just(Vec::new()),
+            1 => prop::collection::vec((prop::bool::weighted(0.8), 1..12_u64), 1..6),
+        ],
         prop::option::weighted(0.1, Just("sequence % 2 == 0".to_owned())),
     )
-        .prop_map(|(from, length, types, routing_keys, exchanges, keys, ids, where_)| {
-            let to = match (from, length) {
-                (Some(from), Some(length)) => Some(from + length),
-                (None, length) => length,
-                (Some(_), None) => None,
-            };
-            SelectionSpec {
-                from: from.map(Timestamp::from_micros),
-                to: to.map(Timestamp::from_micros),
-                types,
-                routing_keys,
-                exchanges,
-                keys,
-                ids,
-                where_,
-                ..SelectionSpec::default()
-            }
-        })
+        .prop_map(
+            |(from, length, types, routing_keys, exchanges, keys, ids, places, where_)| {
+                let place = |(here, sequence)| match here {
+                    true => (shop(), sequence),
+                    false => ("other".parse().unwrap(), sequence),
+                };
+                let to = match (from, length) {
+                    (Some(from), Some(length)) => Some(from + length),
+                    (None, length) => length,
+                    (Some(_), None) => None,
+                };
+                SelectionSpec {
+                    from: from.map(Timestamp::from_micros),
+                    to: to.map(Timestamp::from_micros),
+                    types,
+                    routing_keys,
+                    exchanges,
+                    keys,
+                    ids,
+                    places: places.into_iter().map(place).collect(),
+                    where_,
+                    ..SelectionSpec::default()
+                }
+            },
+        )
 }
 
 /// How much a run of events tells of a column.

@@ -6,9 +6,10 @@ use dacapo_bus::{BusError, Sink};
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 use super::{Journal, Run};
+use crate::rejects::{Reject, Verdict};
 use crate::retry::{Exhausted, LOSSES_MAX, NACKS_MAX};
 use crate::window::Refusal;
-use crate::{Ended, How, Phase, RepublishError};
+use crate::{Ended, How, Phase, RejectKind, RepublishError};
 
 /// How long an open may take, TLS and a slow name server included.
 const OPEN_DEADLINE: Duration = Duration::from_secs(30);
@@ -24,10 +25,15 @@ impl<P, J: Journal<P>> Run<'_, P, J> {
     /// Deals with a sink that failed; it is of no further use.
     pub(super) async fn fault<E>(&mut self, error: BusError) -> Result<(), How<E, J::Error>> {
         self.sink = None;
-        if let BusError::Unsendable { reason } = error {
+        let unfit = match &error {
+            BusError::Unsendable { reason } => Some((RejectKind::Unsendable, reason)),
+            BusError::TooLarge { reason } => Some((RejectKind::TooLarge, reason)),
+            _ => None,
+        };
+        if let Some((kind, reason)) = unfit {
             if self.window.unanswered() == 1 && !self.window.is_refused() {
                 self.window.refuse_unsent(&mut self.totals);
-                return Err(self.reject(reason));
+                return self.give_up(kind, reason);
             }
             self.window.send_singly();
             self.window.lose(&mut self.totals);
@@ -56,21 +62,39 @@ impl<P, J: Journal<P>> Run<'_, P, J> {
     /// Deals with a message that the bus refused, once everything else is answered for.
     pub(super) async fn refused<E>(&mut self, refusal: Refusal) -> Result<(), How<E, J::Error>> {
         match refusal {
-            Refusal::Returned { reason } => Err(self.reject(reason)),
+            Refusal::Returned { reason } => self.give_up(RejectKind::Unroutable, &reason),
             Refusal::Nacked => match self.retry.nacked() {
                 Ok(delay) => {
                     let reason = format!("`{}` was nacked", self.window.front_id());
                     self.back_off(delay, reason).await;
                     Ok(())
                 }
-                Err(Exhausted) => Err(self.reject(format!("nacked {NACKS_MAX} times"))),
+                Err(Exhausted) => {
+                    self.give_up(RejectKind::Nacked, &format!("nacked {NACKS_MAX} times"))
+                }
             },
         }
     }
 
-    fn reject<E>(&mut self, reason: String) -> How<E, J::Error> {
-        self.totals.rejected += 1;
-        How::Rejected { id: self.window.front_id().to_owned(), reason }
+    /// Deals with a front that the bus will not take, with nothing on its way.
+    fn give_up<E>(&mut self, kind: RejectKind, reason: &str) -> Result<(), How<E, J::Error>> {
+        match self.on_reject.verdict(self.totals.rejected) {
+            Verdict::Skip => {
+                let rejected = self.window.reject_front();
+                self.pass_over(rejected, kind, reason)
+            }
+            Verdict::Stop => Err(self.stop_at_front(kind, reason)),
+        }
+    }
+
+    /// Records the front, which the bus will not take, and returns the end of the run.
+    fn stop_at_front<E>(&mut self, kind: RejectKind, reason: &str) -> How<E, J::Error> {
+        let (position, id) = self.window.front().expect("what was refused is at the front");
+        let reject = Reject { position, id, kind, reason };
+        if let Err(error) = self.journal.rejected(&reject) {
+            return How::Failed(RepublishError::Journal(error));
+        }
+        How::Rejected { id: self.window.front_id().to_owned(), kind, reason: reason.to_owned() }
     }
 
     /// Waits for the delay, or until the operator wants to stop.
@@ -134,7 +158,10 @@ impl<P, J: Journal<P>> Run<'_, P, J> {
             }
         }
         match self.window.take_refusal() {
-            Some(Refusal::Returned { reason }) => self.reject(reason),
+            // With a limit of rejects, one can be returned that is not passed over.
+            Some(Refusal::Returned { reason }) => {
+                self.stop_at_front(RejectKind::Unroutable, &reason)
+            }
             _ => how,
         }
     }

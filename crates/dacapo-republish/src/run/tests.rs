@@ -16,6 +16,7 @@ use crate::retry::LOSSES_MAX;
 mod faults;
 mod log;
 mod operator;
+mod rejects;
 
 use log::{Entry, Log, Recorder};
 
@@ -68,13 +69,16 @@ struct Journaled<'a> {
     control: &'a watch::Sender<Control>,
     stop_at: Option<u64>,
     fail_at: Option<u64>,
+    /// How many more calls are carried out before one fails, as a process that is killed does.
+    calls_left: Option<u64>,
 }
 
 impl Journal<u64> for Journaled<'_> {
     type Error = Broken;
 
-    fn confirmed(&mut self, last: &u64, totals: &Totals) -> Result<(), Broken> {
-        assert!(totals.confirmed > 0);
+    fn settled(&mut self, last: &u64, totals: &Totals) -> Result<(), Broken> {
+        assert!(totals.confirmed + totals.rejected > 0);
+        self.call()?;
         if self.fail_at.is_some_and(|at| *last >= at) {
             return Err(Broken("disk full"));
         }
@@ -83,6 +87,25 @@ impl Journal<u64> for Journaled<'_> {
             self.control.send_replace(Control::Stop);
         }
         Ok(())
+    }
+
+    fn rejected(&mut self, reject: &Reject<'_, u64>) -> Result<(), Broken> {
+        self.call()?;
+        self.log.add(Entry::Rejected(*reject.position, reject.kind));
+        Ok(())
+    }
+}
+
+impl Journaled<'_> {
+    fn call(&mut self) -> Result<(), Broken> {
+        match &mut self.calls_left {
+            Some(0) => Err(Broken("killed")),
+            Some(left) => {
+                *left -= 1;
+                Ok(())
+            }
+            None => Ok(()),
+        }
     }
 }
 
@@ -105,7 +128,13 @@ impl Fixture {
     }
 
     fn journal(&self) -> Journaled<'_> {
-        Journaled { log: self.log.clone(), control: &self.control, stop_at: None, fail_at: None }
+        Journaled {
+            log: self.log.clone(),
+            control: &self.control,
+            stop_at: None,
+            fail_at: None,
+            calls_left: None,
+        }
     }
 
     async fn run(&self, target: &dyn Connect, input: Batches, config: &Config) -> Ended {
@@ -184,13 +213,15 @@ async fn an_unroutable_event_ends_the_run_and_is_named() {
     let last = fixture.log.last_written();
     assert!((20..100).contains(&last), "{last}");
     match ended.how {
-        How::Rejected { id, reason } => {
+        How::Rejected { id, kind, reason } => {
             assert_eq!((id, reason), (format!("e-{}", last + 1), "312 NO_ROUTE".to_owned()));
+            assert_eq!(kind, RejectKind::Unroutable);
         }
         how => panic!("{how:?}"),
     }
     let totals = ended.totals;
-    assert_eq!((totals.confirmed, totals.rejected), (last, 1));
+    assert_eq!((totals.confirmed, totals.rejected), (last, 0), "it is not passed over");
+    assert_eq!(fixture.log.rejects(), [(last + 1, RejectKind::Unroutable)]);
     assert_eq!(totals.published, totals.confirmed + totals.refused + totals.possible_repeats);
 }
 
@@ -200,13 +231,15 @@ async fn a_queue_that_stays_full_rejects_the_first_event_it_would_not_take() {
     let target = fixture.target(Vec::new(), DELAY);
     let ended = fixture.run(&target, batches(1..=20, 20), &Config::default()).await;
     match ended.how {
-        How::Rejected { id, reason } => {
+        How::Rejected { id, kind, reason } => {
             assert_eq!((id.as_str(), reason.as_str()), ("e-6", "nacked 40 times"));
+            assert_eq!(kind, RejectKind::Nacked);
         }
         how => panic!("{how:?}"),
     }
     let totals = ended.totals;
-    assert_eq!((totals.confirmed, totals.rejected, totals.possible_repeats), (5, 1, 0));
+    assert_eq!((totals.confirmed, totals.rejected, totals.possible_repeats), (5, 0, 0));
+    assert_eq!(fixture.log.rejects(), [(6, RejectKind::Nacked)]);
     // The whole window once, and then one at a time.
     assert_eq!((totals.published, totals.retries), (20 + 39, 39));
     assert_eq!(fixture.take_all().await, [1, 2, 3, 4, 5]);
@@ -241,14 +274,15 @@ async fn an_event_that_cannot_be_sent_is_found_and_all_before_it_is_confirmed() 
     input[0].as_mut().unwrap()[29].message.body = Bytes::from_static(b"two\nlines");
     let ended = fixture.run(&target, input, &Config::default()).await;
     match &ended.how {
-        How::Rejected { id, reason } => {
-            assert_eq!(id, "e-30");
+        How::Rejected { id, kind, reason } => {
+            assert_eq!((id.as_str(), *kind), ("e-30", RejectKind::Unsendable));
             assert!(reason.starts_with("its body has a line break"), "{reason}");
         }
         how => panic!("{how:?}"),
     }
     let totals = ended.totals;
-    assert_eq!((totals.confirmed, totals.rejected), (29, 1));
+    assert_eq!((totals.confirmed, totals.rejected), (29, 0));
+    assert_eq!(fixture.log.rejects(), [(30, RejectKind::Unsendable)]);
     assert_eq!(totals.published, totals.confirmed + totals.refused + totals.possible_repeats);
     assert_eq!(std::fs::read_to_string(&path).unwrap().lines().count(), 29);
 }

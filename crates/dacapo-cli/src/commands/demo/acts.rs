@@ -234,9 +234,16 @@ impl Story<'_> {
         let locked = state.create(id, plan)?;
         let target = self.bus.to_queue_of(Role::Orders);
         let clock = self.settings.clock;
-        let memory = self.settings.memory;
-        let replay =
-            Replay { state: &state, locked: &locked, plan, store, target: &*target, clock, memory };
+        let replay = Replay {
+            state: &state,
+            locked: &locked,
+            plan,
+            store,
+            target: &*target,
+            on_reject: None,
+            clock,
+            memory: self.settings.memory,
+        };
         let (_control, controlled) = watch::channel(Control::Run);
         let (progress, mut watched) = watch::channel(Progress::default());
         let show = async {
@@ -265,7 +272,7 @@ impl Story<'_> {
                 &format!(
                     "{} confirmed, {} rejected, {} remaining, {} possible repeats",
                     format::number(counts.confirmed),
-                    counts.rejected,
+                    receipt.rejected,
                     receipt.remaining(),
                     counts.possible_repeats,
                 ),

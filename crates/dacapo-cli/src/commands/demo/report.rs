@@ -100,7 +100,7 @@ impl Figures {
                 "every event was replayed and confirmed",
                 counts.confirmed == emitted
                     && self.receipt.remaining() == 0
-                    && counts.rejected == 0,
+                    && self.receipt.rejected == 0,
             ),
             check(
                 "`mailer` got none of the replay",

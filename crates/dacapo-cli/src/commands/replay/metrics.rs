@@ -59,6 +59,11 @@ impl Collector for Replaying {
             ("published", "Messages handed to the broker, repeats counted", totals.published),
             ("confirmed", "Events confirmed without a hole before them", totals.confirmed),
             (
+                "rejected",
+                "Events that the broker refused and that were passed over",
+                totals.rejected,
+            ),
+            (
                 "possible_repeats",
                 "Messages that may have been delivered more than once",
                 totals.possible_repeats,

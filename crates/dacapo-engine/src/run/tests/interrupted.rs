@@ -251,15 +251,15 @@ struct Stuck {
 #[async_trait::async_trait]
 #[deny(clippy::missing_trait_methods, reason = "a wrapper passes on everything")]
 impl Store for Stuck {
-    async fn put_new(&self, key: &ObjectKey, bytes: bytes::Bytes) -> Result<Put, StoreError> {
+    async fn put_new(&self, key: &ObjectKey, bytes: Bytes) -> Result<Put, StoreError> {
         self.store.put_new(key, bytes).await
     }
 
-    async fn replace(&self, key: &ObjectKey, bytes: bytes::Bytes) -> Result<(), StoreError> {
+    async fn replace(&self, key: &ObjectKey, bytes: Bytes) -> Result<(), StoreError> {
         self.store.replace(key, bytes).await
     }
 
-    async fn get(&self, key: &ObjectKey, range: ByteRange) -> Result<bytes::Bytes, StoreError> {
+    async fn get(&self, key: &ObjectKey, range: ByteRange) -> Result<Bytes, StoreError> {
         let left = {
             let mut gets = self.gets.lock().unwrap();
             let left = *gets;

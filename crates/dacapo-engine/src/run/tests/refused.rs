@@ -26,14 +26,18 @@ async fn an_unroutable_event_is_a_failure_that_can_be_mended() {
     let receipt = finished.receipt;
     assert_eq!((receipt.phase, receipt.selected), (Phase::Rejected, 10));
     let counts = receipt.counts;
-    assert_eq!((counts.confirmed, counts.rejected, receipt.remaining()), (2, 1, 7));
-    assert!(receipt.refusal.unwrap().starts_with("event `e-2`: "));
+    assert_eq!((counts.confirmed, receipt.rejected, receipt.remaining()), (2, 1, 7));
+    assert!(receipt.refusal.unwrap().starts_with("event `e-2` (unroutable): "));
+    let file = world.state.rejects_path(&locked.id);
+    assert_eq!(receipt.rejects, Some(file.display().to_string()));
+    assert_eq!(std::fs::read_to_string(&file).unwrap().lines().count(), 1);
 
     world.bus.bind("q", "shop", &ShortStr::from_static("mail.*")).unwrap();
     let receipt = world.run(&locked, &plan, &target).await.receipt;
     assert_eq!(receipt.phase, Phase::Completed);
-    assert_eq!((receipt.counts.confirmed, receipt.counts.rejected), (10, 0));
-    assert_eq!(receipt.refusal, None);
+    assert_eq!((receipt.counts.confirmed, receipt.rejected), (10, 0));
+    assert_eq!((receipt.refusal, receipt.rejects), (None, None));
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), "", "what was delivered is no reject");
     let arrived = ids(&world.arrived().await);
     assert_eq!(arrived[arrived.len() - 8..], world.ids(&everything())[2..]);
     assert!(arrived.len() as u64 - 10 <= receipt.counts.possible_repeats);

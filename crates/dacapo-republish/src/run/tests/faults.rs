@@ -65,7 +65,8 @@ fn padded(numbers: std::ops::RangeInclusive<u64>, case: &Case) -> Batches {
 
 async fn play(case: &Case) {
     let fixture = Fixture::new();
-    let config = Config { window: case.window, pace: Pace { rate: case.rate, ..Pace::default() } };
+    let pace = Pace { rate: case.rate, ..Pace::default() };
+    let config = Config { window: case.window, pace, ..Config::default() };
     let target = fixture.target(case.faults.clone(), case.delay);
     let mut journal = Journaled { stop_at: case.stop_at, ..fixture.journal() };
     let ended = fixture.run_with(&target, padded(1..=EVENTS, case), &config, &mut journal).await;

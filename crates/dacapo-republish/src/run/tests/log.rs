@@ -14,8 +14,10 @@ pub(super) enum Entry {
     Attempt { number: u64, bytes: u64 },
     /// The queue has it.
     Arrived(u64),
-    /// The checkpoint says that all up to here is confirmed.
+    /// The checkpoint says that all up to here is confirmed or recorded as rejected.
     Written(u64),
+    /// It is recorded as rejected.
+    Rejected(u64, RejectKind),
 }
 
 #[derive(Debug, Clone, Default)]
@@ -49,11 +51,27 @@ impl Log {
         entries.iter().filter_map(arrived).collect()
     }
 
+    pub(super) fn rejects(&self) -> Vec<(u64, RejectKind)> {
+        let entries = self.0.lock().unwrap();
+        let rejected = |entry: &Entry| match entry {
+            Entry::Rejected(number, kind) => Some((*number, *kind)),
+            _ => None,
+        };
+        entries.iter().filter_map(rejected).collect()
+    }
+
+    /// Forgets the rejects behind the checkpoint, as a resumed replay does.
+    pub(super) fn forget_unsettled_rejects(&self) {
+        let last = self.last_written();
+        let unsettled = |entry: &Entry| matches!(entry, Entry::Rejected(n, _) if *n > last);
+        self.0.lock().unwrap().retain(|entry| !unsettled(entry));
+    }
+
     /// Checks what holds at every instant: no checkpoint before its messages, and no more than a
     /// window beyond it.
     pub(super) fn check(&self, limits: WindowLimits) {
         let mut written = 0;
-        let mut arrived = BTreeSet::new();
+        let (mut arrived, mut rejected) = (BTreeSet::new(), BTreeSet::new());
         let mut beyond: BTreeMap<u64, u64> = BTreeMap::new();
         for entry in self.0.lock().unwrap().iter() {
             match *entry {
@@ -70,10 +88,15 @@ impl Log {
                 Entry::Arrived(number) => {
                     arrived.insert(number);
                 }
+                Entry::Rejected(number, _) => {
+                    assert!(number > written, "{number} is rejected after the checkpoint");
+                    rejected.insert(number);
+                }
                 Entry::Written(last) => {
                     assert!(last > written, "the checkpoint went from {written} to {last}");
                     for number in written + 1..=last {
-                        assert!(arrived.contains(&number), "{number} was not there at {last}");
+                        let settled = arrived.contains(&number) || rejected.contains(&number);
+                        assert!(settled, "{number} was neither there nor recorded at {last}");
                     }
                     written = last;
                     beyond.retain(|number, _| *number > last);
@@ -106,11 +129,17 @@ impl Log {
 
 /// Checks that 1 to `count` all arrived and that their last deliveries are in order.
 pub(super) fn check_order(arrivals: &[u64], count: u64) {
+    let all: BTreeSet<u64> = arrivals.iter().copied().collect();
+    assert!(all.into_iter().eq(1..=count), "not all of {count}, or others: {arrivals:?}");
+    check_last_in_order(arrivals);
+}
+
+/// Checks that the last deliveries are in order.
+pub(super) fn check_last_in_order(arrivals: &[u64]) {
     let mut last: BTreeMap<u64, usize> = BTreeMap::new();
     for (place, number) in arrivals.iter().enumerate() {
         last.insert(*number, place);
     }
-    assert_eq!(last.keys().copied().collect::<Vec<_>>(), (1..=count).collect::<Vec<_>>());
     let places: Vec<usize> = last.into_values().collect();
     assert!(places.is_sorted(), "last deliveries out of order: {arrivals:?}");
 }

@@ -1,0 +1,79 @@
+//! Events that were refused and are tried again: where they go, and whether the archive still has
+//! them.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use dacapo_archive::store::Store;
+use dacapo_engine::journal::Journal;
+use dacapo_engine::plan::Plan;
+use dacapo_engine::rejects;
+use dacapo_engine::request::Target;
+use dacapo_engine::state::State;
+
+use crate::args::SelectionArgs;
+use crate::exit::Failure;
+use crate::output::Output;
+use crate::settings::Settings;
+
+/// Returns the target to which the events of a reject file were refused, if there is a file.
+pub fn target(selection: &SelectionArgs, settings: &Settings) -> anyhow::Result<Option<Target>> {
+    let Some(path) = &selection.rejects else { return Ok(None) };
+    let state = State::new(&settings.state);
+    let mut targets = Vec::new();
+    for replay in &rejects::read(path)?.replays {
+        let known = state.find(replay).and_then(|id| state.plan(&id));
+        let target =
+            known.map_err(|error| unknown_target(path, &error.to_string()))?.request.target;
+        if !targets.contains(&target) {
+            targets.push(target);
+        }
+    }
+    match targets.as_slice() {
+        [target] => Ok(Some(target.clone())),
+        _ => Err(unknown_target(path, "its events were refused by several targets").into()),
+    }
+}
+
+fn unknown_target(path: &Path, why: &str) -> Failure {
+    Failure::usage(format!(
+        "where are the events of `{}` to go? {why}; give --to-queue, --to-exchange or --to-original",
+        path.display()
+    ))
+}
+
+/// Makes sure that the archive has every event of a reject file, if there is one, as it was refused;
+/// says what else is worth knowing.
+pub async fn verify(
+    selection: &SelectionArgs,
+    plan: &Plan,
+    store: &Arc<dyn Store>,
+    settings: &Settings,
+    output: &Output,
+) -> anyhow::Result<()> {
+    let Some(path) = &selection.rejects else { return Ok(()) };
+    let again = rejects::read(path)?;
+    if again.archive != plan.archive {
+        let problem = format!(
+            "the events of `{}` are in {}, and --archive is {}; name that archive",
+            path.display(),
+            again.archive,
+            plan.archive
+        );
+        return Err(Failure::configuration(problem).into());
+    }
+    again.verify(store, plan).await?;
+    if again.torn {
+        output.talk("note       the last line of the reject file is torn; it is left out");
+    }
+    let state = State::new(&settings.state);
+    for replay in &again.replays {
+        let Ok(id) = state.find(replay) else { continue };
+        if Journal::read(&state.journal_path(&id))?.phase.is_resumable() {
+            output.talk(&format!(
+                "note       replay {id} is not over; resumed, it tries the event it stands at again"
+            ));
+        }
+    }
+    Ok(())
+}
