@@ -27,6 +27,7 @@ mod pipeline;
 mod platform;
 mod preflight;
 mod repairing;
+mod rejecting;
 mod replay_control;
 mod retention;
 mod s3_store;

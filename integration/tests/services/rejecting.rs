@@ -1,0 +1,260 @@
+//! Events that the target refuses: recorded, passed over on request, and tried again from the
+//! reject file, on a real broker that returns them or closes the channel over them.
+
+use std::path::Path;
+
+use dacapo_integration::dacapo::{Dacapo, Output};
+use dacapo_integration::folder::RunFolder;
+use dacapo_integration::rabbit::Rabbit;
+use serde_json::{Value, json};
+
+use super::platform::messages;
+use super::platform::{DEADLINE, Platform, ask, await_depth, check_receipt, event_ids, id, ids};
+use super::witness::Queue;
+
+const EVENTS: usize = 600;
+
+/// Events `n` with `n % 3 == 2` go where nothing is bound at first.
+const LOST: &str = "order.placed.2";
+
+/// A platform with history, and a queue bound to two of its three routing keys.
+fn setting() -> (Platform, Queue) {
+    let platform = Platform::new();
+    platform.import(EVENTS);
+    let queue = Queue::new("partly-bound");
+    queue.bind(&platform.exchange, "order.placed.0");
+    queue.bind(&platform.exchange, "order.placed.1");
+    (platform, queue)
+}
+
+fn lost_ids() -> Vec<String> {
+    (0..EVENTS).filter(|n| n % 3 == 2).map(id).collect()
+}
+
+fn found_ids() -> Vec<String> {
+    (0..EVENTS).filter(|n| n % 3 != 2).map(id).collect()
+}
+
+/// Returns the ids and kinds in a reject file.
+fn rejects(path: &str) -> Vec<(String, String)> {
+    let text = std::fs::read_to_string(path).unwrap();
+    let line = |line: &str| {
+        let json: Value = serde_json::from_str(line).unwrap();
+        let text = |name: &str| json[name].as_str().unwrap().to_owned();
+        (text("id"), text("kind"))
+    };
+    text.lines().map(line).collect()
+}
+
+fn of_kind(ids: Vec<String>, kind: &str) -> Vec<(String, String)> {
+    ids.into_iter().map(|id| (id, kind.to_owned())).collect()
+}
+
+/// Checks a replay that is complete but for what it passed over; returns its reject file.
+#[track_caller]
+fn check_passed_over(output: &Output, selected: usize, rejected: usize) -> String {
+    output.check(5);
+    let receipt = output.json();
+    check_receipt(&receipt, "completed", selected, selected - rejected);
+    assert_eq!(receipt["rejected"], rejected, "{receipt}");
+    assert_eq!(receipt["remaining"], 0, "{receipt}");
+    let path = receipt["rejects"].as_str().unwrap().to_owned();
+    let hint = format!("dacapo replay --rejects {path}");
+    assert!(output.stderr.contains(&hint), "{output:?}");
+    path
+}
+
+#[test]
+fn unroutable_events_are_passed_over_and_arrive_once_bound_each_exactly_once() {
+    let (platform, queue) = setting();
+    let args = ["replay", "--json", "--to-exchange", &platform.exchange, "--on-reject", "skip"];
+    let output = platform.dacapo.run(args);
+    let file = check_passed_over(&output, EVENTS, EVENTS / 3);
+    assert_eq!(output.json()["possible_repeats"], 0, "what follows a reject is not held up");
+    assert_eq!(rejects(&file), of_kind(lost_ids(), "unroutable"));
+    assert_eq!(event_ids(&queue.take(EVENTS)), found_ids());
+    let replay = output.json()["replay"].as_str().unwrap().to_owned();
+    let shown = platform.dacapo.json(["replays", "show", &replay, "--json"]);
+    assert_eq!((&shown["rejected"], &shown["rejects"]), (&json!(EVENTS / 3), &json!(file)));
+
+    let planned = platform.dacapo.json(["plan", "--json", "--rejects", &file]);
+    assert_eq!((&planned["events"], &planned["exact"]), (&json!(EVENTS / 3), &json!(true)));
+    let exchange = format!("exchange `{}`", platform.exchange);
+    assert_eq!(planned["target"]["name"], exchange, "the same target");
+
+    // Not mended yet: refused again, into the file of that replay.
+    let again = platform.dacapo.run(["replay", "--json", "--rejects", &file]);
+    again.check(5);
+    check_receipt(&again.json(), "rejected", EVENTS / 3, 0);
+    queue.bind(&platform.exchange, LOST);
+    let receipt = platform.dacapo.json(["replay", "--json", "--rejects", &file]);
+    check_receipt(&receipt, "completed", EVENTS / 3, EVENTS / 3);
+    assert_eq!((&receipt["rejected"], &receipt["rejects"]), (&json!(0), &json!(null)));
+    assert_eq!(event_ids(&queue.take(EVENTS)), lost_ids());
+}
+
+#[test]
+fn a_replay_that_stops_records_the_event_and_can_be_told_to_pass_over_it() {
+    let (platform, queue) = setting();
+    let args = ["replay", "--json", "--to-exchange", &platform.exchange, "--window", "20"];
+    let output = platform.dacapo.run(args);
+    output.check(5);
+    let receipt = output.json();
+    check_receipt(&receipt, "rejected", EVENTS, 2);
+    let file = receipt["rejects"].as_str().unwrap();
+    assert_eq!(rejects(file), [(id(2), "unroutable".to_owned())]);
+    assert!(output.stderr.contains("--on-reject skip"), "{output:?}");
+
+    let replay = receipt["replay"].as_str().unwrap();
+    let few = ["replay", "resume", replay, "--json", "--on-reject", "skip", "--max-rejects", "3"];
+    let output = platform.dacapo.run(few);
+    output.check(5);
+    assert!(output.stderr.contains("3 were passed over before it"), "{output:?}");
+    check_receipt(&output.json(), "rejected", EVENTS, 8);
+    assert_eq!(rejects(file).len(), 4);
+
+    let output = platform.dacapo.run(["replay", "resume", replay, "--json", "--on-reject", "skip"]);
+    assert_eq!(check_passed_over(&output, EVENTS, EVENTS / 3), file);
+    assert_eq!(rejects(file), of_kind(lost_ids(), "unroutable"));
+    let mut arrived = event_ids(&queue.take(EVENTS * 2));
+    let repeats = arrived.len() - found_ids().len();
+    assert!(repeats as u64 <= output.json()["possible_repeats"].as_u64().unwrap());
+    arrived.sort();
+    arrived.dedup();
+    assert_eq!(arrived, found_ids());
+}
+
+#[test]
+fn killed_in_the_middle_and_resumed_every_refused_event_is_recorded_once() {
+    let (platform, queue) = setting();
+    let pace = ["--on-reject", "skip", "--rate", "300", "--window", "20"];
+    let to = ["--to-exchange", &platform.exchange];
+    let (replay, id) = platform.start_replay(&[&to[..], &pace[..]].concat());
+    await_depth(&queue, 60);
+    replay.kill();
+    for _ in 0..2 {
+        let replay = platform.dacapo.spawn(["replay", "resume", &id, "--json"]);
+        let before = queue.depth();
+        await_depth(&queue, before + 60);
+        replay.kill();
+    }
+    // It goes on as it was told when it began.
+    let output = platform.dacapo.run(["replay", "resume", &id, "--json"]);
+    let file = check_passed_over(&output, EVENTS, EVENTS / 3);
+    assert_eq!(rejects(&file), of_kind(lost_ids(), "unroutable"));
+    let mut arrived = event_ids(&queue.take(EVENTS * 2));
+    let repeats = (arrived.len() - found_ids().len()) as u64;
+    let possible = output.json()["possible_repeats"].as_u64().unwrap();
+    assert!(repeats <= possible && possible <= 3 * 20, "{repeats} of {possible}");
+    arrived.sort();
+    arrived.dedup();
+    assert_eq!(arrived, found_ids());
+
+    queue.bind(&platform.exchange, LOST);
+    let receipt = platform.dacapo.json(["replay", "--json", "--rejects", &file]);
+    check_receipt(&receipt, "completed", EVENTS / 3, EVENTS / 3);
+    assert_eq!(event_ids(&queue.take(EVENTS)), lost_ids());
+}
+
+/// RabbitMQ closes the channel over a body of more than `max_message_size`; a property that is not
+/// UTF-8 cannot be sent by the client library.
+#[test]
+fn events_that_are_too_large_or_cannot_be_sent_are_found_among_the_others() {
+    const QUEUE: &str = "orders";
+    let folder = RunFolder::create().unwrap();
+    let rabbit = Rabbit::start(&folder.path().join("rabbit")).unwrap();
+    let url = rabbit.amqp_url();
+    ask(&url, json!({ "op": "declare_queue", "queue": QUEUE }));
+    let platform = Platform::on(&url, Dacapo::new());
+    let mut published = messages(60);
+    for n in [7, 8, 40] {
+        published[n]["body"] = json!({ "repeat": "x", "times": 50_000 });
+    }
+    published[20]["properties"]["app_id"] = json!({ "hex": "ff00" });
+    platform.archive(&published);
+
+    limit_message_size(&rabbit, 20_000);
+    let skip = ["--on-reject", "skip", "--window", "10"];
+    let output = platform.dacapo.run(["replay", "--json", "--to-queue", QUEUE].iter().chain(&skip));
+    let file = check_passed_over(&output, 60, 4);
+    let told = rejects(&file);
+    let large = |n| (id(n), "too-large".to_owned());
+    assert_eq!(told, [large(7), large(8), (id(20), "unsendable".to_owned()), large(40)]);
+    let text = std::fs::read_to_string(&file).unwrap();
+    assert!(text.contains("message size 50000 is larger"), "{text}");
+    let mut arrived = take(&url, QUEUE);
+    let repeats = (arrived.len() - 56) as u64;
+    let possible = output.json()["possible_repeats"].as_u64().unwrap();
+    assert!(repeats <= possible && possible <= 4 * 10, "{repeats} of {possible}");
+    arrived.sort();
+    arrived.dedup();
+    let others = ids(60).into_iter().filter(|id| told.iter().all(|(told, _)| told != id));
+    assert_eq!(arrived, others.collect::<Vec<_>>());
+
+    // Mended: what is left over is what can never be sent.
+    limit_message_size(&rabbit, 100_000);
+    let again = platform.dacapo.run(["replay", "--json", "--rejects", &file].iter().chain(&skip));
+    let left = check_passed_over(&again, 4, 1);
+    assert_eq!(rejects(&left), [(id(20), "unsendable".to_owned())]);
+    let mut arrived = take(&url, QUEUE);
+    arrived.dedup();
+    assert_eq!(arrived, [id(7), id(8), id(40)]);
+}
+
+/// As `max_message_size` in `rabbitmq.conf`, for channels that are opened from now on.
+fn limit_message_size(rabbit: &Rabbit, bytes: u32) {
+    let set = format!(
+        "application:set_env(rabbit, max_message_size, {bytes}), \
+         persistent_term:put(max_message_size, {bytes})."
+    );
+    rabbit.ctl(&["eval", &set]).unwrap();
+}
+
+fn take(url: &str, queue: &str) -> Vec<String> {
+    let taken = ask(url, json!({ "op": "get", "queue": queue, "max": 1_000 }));
+    event_ids(taken["messages"].as_array().unwrap())
+}
+
+#[test]
+fn a_reject_file_that_is_damaged_empty_or_of_another_archive_is_refused() {
+    let (platform, queue) = setting();
+    let args = ["replay", "--json", "--to-exchange", &platform.exchange, "--on-reject", "skip"];
+    let file = check_passed_over(&platform.dacapo.run(args), EVENTS, EVENTS / 3);
+    let text = std::fs::read_to_string(&file).unwrap();
+    let check = |name: &str, text: &str, status: i32, words: &str| {
+        let path = platform.dacapo.file(name, text);
+        let path = path.to_str().unwrap();
+        let to = ["replay", "--to-queue", queue.name(), "--rejects", path];
+        let output = platform.dacapo.run(to);
+        output.check(status);
+        assert!(output.stderr.contains(words) && output.stderr.contains(name), "{output:?}");
+    };
+    check("empty.jsonl", "", 3, "it has no events");
+    check("changed.jsonl", &text.replacen("e-000005", "e-000006", 1), 3, "line 2: it was changed");
+    check("prose.jsonl", "what is this\n", 3, "line 1: it is no reject");
+
+    let other = Platform::new();
+    other.import(3);
+    let to = ["replay", "--to-queue", queue.name(), "--rejects", &file];
+    let output = other.dacapo.run(to);
+    output.check(3);
+    assert!(output.stderr.contains("name that archive"), "{output:?}");
+    assert!(Path::new(&file).exists());
+
+    // Where the replay is not known, its target is not either.
+    let output = other.dacapo.run(["replay", "--rejects", &file]);
+    output.check(2);
+    assert!(output.stderr.contains("--to-queue"), "{output:?}");
+    // What was picked out of it is as good.
+    let picked: String = text.lines().take(2).map(|line| format!("{line}\n")).collect();
+    let picked = platform.dacapo.file("picked.jsonl", &picked);
+    let picked = picked.to_str().unwrap();
+    let receipt =
+        platform.dacapo.json(["replay", "--json", "--to-queue", queue.name(), "--rejects", picked]);
+    check_receipt(&receipt, "completed", 2, 2);
+    queue.take(EVENTS);
+    dacapo_integration::wait::until("the queue is empty", DEADLINE, || {
+        Ok((queue.depth() == 0).then_some(()))
+    })
+    .unwrap();
+}
