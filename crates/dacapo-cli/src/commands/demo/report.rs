@@ -214,6 +214,8 @@ mod tests {
                 phase: Phase::Completed,
                 selected: 3,
                 selected_exact: true,
+                rejected: 0,
+                rejects: None,
                 counts: Counts { confirmed: 3, ..Counts::default() },
                 bytes_full_scan: 100,
                 plan: nothing.to_string(),
