@@ -1,6 +1,6 @@
 //! Rebuilds what an archive can prove of itself: chain entries and heads.
 //!
-//! Evidence is gathered first, [`proof`] decides as a plain function, and then each object is
+//! Evidence is gathered first, `proof` decides as a plain function, and then each object is
 //! mended on its own, so that a repair that is killed is finished by the next one.
 //!
 //! Invariants: nothing is deleted; before an object is replaced, its bytes are copied to
@@ -16,7 +16,8 @@ use futures::{StreamExt, TryStreamExt, stream};
 
 use crate::chain::{self, ChainEntry, Head};
 use crate::store::{ByteRange, ObjectKey, Put, Store, StoreError};
-use crate::{ArchiveError, Segment, SegmentSummary, footer, layout};
+use crate::verify::digest_of;
+use crate::{ArchiveError, Segment, SegmentSummary, layout};
 
 use self::proof::{Evidence, Listed};
 
@@ -228,11 +229,8 @@ async fn examine(
     key: &ObjectKey,
 ) -> Result<Option<Sound>, ArchiveError> {
     let digest_and_size = async {
-        let bytes = store.get(key, ByteRange::Full).await?;
-        let size = bytes.len() as u64;
-        let hash = move || footer::digest_of(&bytes);
-        let digest = tokio::task::spawn_blocking(hash).await.unwrap_or(None);
-        let segment = Segment::open(Arc::clone(store), key, Some(size)).await?;
+        let segment = Segment::open(Arc::clone(store), key, None).await?;
+        let digest = digest_of(&**store, key, segment.summary().size).await?;
         Ok((segment, digest))
     };
     match digest_and_size.await {

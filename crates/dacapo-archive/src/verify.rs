@@ -402,7 +402,7 @@ async fn check_segment(
 
 /// Returns the digest that an object of this size should have; nothing if there is no place for
 /// one in it. Holds one piece of it at a time.
-async fn digest_of(
+pub(crate) async fn digest_of(
     store: &dyn Store,
     key: &ObjectKey,
     size: u64,

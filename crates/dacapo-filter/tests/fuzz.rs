@@ -80,8 +80,8 @@ fn patterns_and_times_are_refused_or_come_back() {
         let text = String::from_utf8_lossy(bytes);
         if let Ok(pattern) = text.parse::<TopicPattern>() {
             assert_eq!(pattern.to_string().parse(), Ok(pattern.clone()));
-            drop(pattern.matches("a.b.a.b.a.b.a.b".as_bytes()));
-            drop(pattern.matches(&[b'.'; 255]));
+            std::hint::black_box(pattern.matches("a.b.a.b.a.b.a.b".as_bytes()));
+            std::hint::black_box(pattern.matches(&[b'.'; 255]));
         }
         if let Ok(time) = parse_time(&text, now) {
             assert_eq!(parse_time(&time.to_string(), now), Ok(time));

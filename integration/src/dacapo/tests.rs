@@ -87,7 +87,7 @@ fn a_command_that_tells_a_secret_fails_the_test() {
 }
 
 #[test]
-#[should_panic(expected = "is told at byte 6, as base64 of stderr of")]
+#[should_panic(expected = "is told at byte 9, as base64 of stderr of")]
 fn a_command_that_tells_a_secret_in_base64_fails_the_test() {
     given_a_secret("printf 'Basic %s' dTpzM2NyK3QvcEBzcw== >&2");
 }

@@ -27,6 +27,9 @@ const ARCHIVE_BYTES: u64 = 100_000_000;
 const LARGER: u64 = 10;
 const PEAK_PERCENT_MAX: u64 = 110;
 
+/// How often the smaller archive is measured; the greatest peak counts.
+const RUNS: usize = 3;
+
 /// How long a command on a gigabyte may take on a loaded machine.
 const DEADLINE: Duration = Duration::from_secs(600);
 
@@ -103,9 +106,11 @@ fn a_tenfold_archive_takes_no_more_memory() {
         peaks.push(("import", imported));
         peaks
     };
-    let small = measure(bytes);
+    // How threads happen to share the work moves a peak by some percent.
+    let runs = [(); RUNS].map(|()| measure(bytes));
     let large = measure(bytes * LARGER);
-    for ((what, small), (_, large)) in small.into_iter().zip(large) {
+    for (at, (what, large)) in large.into_iter().enumerate() {
+        let small = runs.iter().map(|run| run[at].1).max().expect("there is a run");
         check_bounded(what, large);
         assert!(
             large * 100 <= small * PEAK_PERCENT_MAX,

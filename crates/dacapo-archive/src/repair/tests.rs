@@ -365,6 +365,9 @@ proptest! {
 
     #[test]
     fn whatever_is_damaged_nothing_is_invented_and_nothing_sound_is_touched(damages in damages(6)) {
+        // Two objects of another archive that agree with each other prove that one.
+        let foreign = |damage: &&Damage| matches!(damage, Damage::Replace(_));
+        prop_assume!(damages.iter().filter(foreign).count() < 2);
         let damaged = apply(&damages, |_| true);
         let (result, _) = repaired(&damaged);
         for (key, bytes) in &result {

@@ -69,7 +69,6 @@ impl Collector for Replaying {
                 totals.possible_repeats,
             ),
             ("reordered", "Events whose first delivery may have come too early", totals.reordered),
-            ("rejected", "Events that the target would not take", totals.rejected),
             (
                 "refused",
                 "Times that the broker answered for a message with a nack or a return",
