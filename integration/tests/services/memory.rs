@@ -23,9 +23,12 @@ const PEAK_BYTES_MAX: u64 = 200_000_000;
 /// An archive of this size has filled every buffer that a command has, if no other is asked for.
 const ARCHIVE_BYTES: u64 = 100_000_000;
 
-/// How much larger the second archive is, and how much its peak may be, in percent.
+/// How much larger the second archive is.
 const LARGER: u64 = 10;
-const PEAK_PERCENT_MAX: u64 = 110;
+
+/// What its peak may be of that of the first, in percent. On an idle machine it is 100 to 107; how a
+/// busy one shares the work among threads may add some more.
+const PEAK_PERCENT_MAX: u64 = 120;
 
 /// How often the smaller archive is measured; the greatest peak counts.
 const RUNS: usize = 3;
