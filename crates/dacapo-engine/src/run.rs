@@ -103,6 +103,11 @@ impl Replay<'_> {
         let id = &self.locked.id;
         let (mut journal, standing) = Journal::open(&self.state.journal_path(id))?;
         if !standing.phase.is_resumable() {
+            if !self.has_receipt(standing.phase)? {
+                // The run before came to its end, and then was killed, or its disk was full.
+                let receipt = self.leave(standing.phase, standing.counts, None).await?;
+                return Ok(Finished { receipt, error: self.passed_over(&standing.counts) });
+            }
             return Err(EngineError::WrongState {
                 id: id.to_string(),
                 state: standing.phase.as_str().to_owned(),
@@ -185,6 +190,24 @@ impl Replay<'_> {
             How::Failed(error) => (Phase::Interrupted, None, Some(from_republish(error)?)),
         };
         journal.ended((self.clock)(), phase, &counts, &positions)?;
+        let receipt = self.leave(phase, counts, refusal).await?;
+        Ok(Finished { receipt, error })
+    }
+
+    /// Returns whether the receipt of a run that ended so is written.
+    fn has_receipt(&self, phase: Phase) -> Result<bool, EngineError> {
+        let written = self.state.receipt(&self.locked.id)?;
+        Ok(written.is_some_and(|receipt| receipt["state"] == phase.as_str()))
+    }
+
+    /// Writes the receipt of a run whose journal has ended, and removes what the target declared.
+    async fn leave(
+        &self,
+        phase: Phase,
+        counts: Counts,
+        refusal: Option<String>,
+    ) -> Result<Receipt, EngineError> {
+        let id = &self.locked.id;
         let receipt =
             Receipt { refusal, ..Receipt::new(self.state, id.clone(), phase, self.plan, counts) };
         self.state.write_receipt(id, &receipt.to_json())?;
@@ -196,7 +219,7 @@ impl Replay<'_> {
             }
             Err(_) => tracing::warn!("what the target declared was not removed in time"),
         }
-        Ok(Finished { receipt, error })
+        Ok(receipt)
     }
 
     /// A run that was killed may have published up to a window beyond its last checkpoint.

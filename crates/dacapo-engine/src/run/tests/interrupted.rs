@@ -193,6 +193,29 @@ async fn a_cancelled_replay_is_over() {
     assert!(matches!(again, EngineError::WrongState { .. }), "{again}");
 }
 
+/// Found by the fault campaign (`state-full`).
+#[tokio::test(start_paused = true)]
+async fn a_replay_that_ended_before_its_receipt_was_written_gets_it_when_resumed() {
+    let world = World::small().await;
+    let plan = world.plan(windowed(5, everything())).await;
+    let locked = world.create(&plan);
+    let target = world.slow_queue();
+    let replay = world.replay(&locked, &plan, &target);
+    let stopped = run_for(&replay, Duration::from_millis(18), Interruption::Stop).await.unwrap();
+    let written = world.run(&locked, &plan, &target).await.receipt.to_json();
+    // What a full disk leaves: nothing, or the receipt of the run before.
+    let path = world.state.path().join("replays").join(locked.id.as_str()).join("receipt.json");
+    std::fs::remove_file(path).unwrap();
+    for _ in 0..2 {
+        let finished = world.run(&locked, &plan, &target).await;
+        assert!(finished.error.is_none(), "{:?}", finished.error);
+        world.check_written(&finished.receipt);
+        assert_eq!(finished.receipt.to_json(), written);
+        world.state.write_receipt(&locked.id, &stopped.receipt.to_json()).unwrap();
+    }
+    assert_eq!(ids(&world.arrived().await), world.ids(&everything()), "nothing is sent again");
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_archive_that_changed_ends_a_run_with_what_was_out_confirmed() {
     let events = |from: u64| (from..from + 10).map(|n| event(n, at(n))).collect::<Vec<_>>();
