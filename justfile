@@ -11,9 +11,13 @@ check:
 test *ARGS:
     ./integration/test {{ ARGS }}
 
-# A thousand seeded faults against real servers: about an hour; --seed and --faults are its own
+# A thousand seeded faults against real servers, for an hour or more; --seed and --faults are its own
 campaign *ARGS:
     ./integration/campaign --faults 1000 {{ ARGS }}
+
+# Whether the campaign finds bugs that are planted in a copy of the workspace
+self-test:
+    ./integration/campaign --self-test
 
 # The gate, as CI runs it
 ci:

@@ -59,6 +59,7 @@ fn run() -> Result<bool> {
     let mut worlds = schedule(asked.seed, asked.faults, &asked.only);
     worlds.retain(|world| asked.world.is_none_or(|number| world.number == number));
     ensure!(!worlds.is_empty(), "there is no such world in this campaign");
+    let planned = worlds.iter().map(|world| world.faults.len()).sum();
     let servers = world::Servers {
         rabbit: RwLock::new(Rabbit::start(&folder.path().join("rabbit"))?),
         seaweed: Seaweed::start(&folder.path().join("seaweed"))?,
@@ -69,7 +70,8 @@ fn run() -> Result<bool> {
     let report = Mutex::new(Report::new(asked.form, asked.seed, asked.faults, asked.only));
     campaign::run(&servers, &worlds, asked.until, &report);
     drop(servers);
-    let ok = report.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner()).finish();
+    let report = report.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
+    let ok = report.finish(planned);
     if ok {
         folder.discard();
     }

@@ -2,7 +2,6 @@
 //! flight, held at the proxy at that very moment or failed by it.
 
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
@@ -11,23 +10,14 @@ use super::kind::Kind;
 use super::objects::{Aim, Harm, Moment};
 use super::schedule::{Dice, Fault};
 use super::wire::Way;
-use super::world::{DEADLINE, World, succeeded, take_away};
+use super::world::{BAD_TIME, CLOCK_BACK, DEADLINE, SLOW_FRAME, World, succeeded, take_away};
 use crate::rabbit::Rabbit;
 
-/// Events published before the fault: half a prefetch and more, so that segments follow each other.
+/// Events published before the fault: more than a prefetch, so that segments follow each other.
 const BATCH: usize = 120;
 
 /// Events published while it lasts.
 const MEANWHILE: usize = 20;
-
-/// How long a connection is stalled or slowed.
-const BAD_TIME: Duration = Duration::from_secs(2);
-
-/// What each frame of a slowed connection takes.
-const SLOW_FRAME: Duration = Duration::from_millis(5);
-
-/// How far the clock is set back: less than the 15 minutes at which S3 refuses a signature.
-const CLOCK_BACK: Duration = Duration::from_secs(600);
 
 /// The objects whose puts make a segment durable, in their order.
 const PUTS: [Aim; 4] = [
@@ -50,6 +40,11 @@ pub(super) fn strike(
     let mut dice = Dice::new(fault.salt);
     let aim = dice.choose(&PUTS);
     let moment = dice.choose(&[Moment::Before, Moment::After]);
+    world.note_interruptions(match fault.kind {
+        // Of everyone, which each world counts for itself.
+        Kind::BrokerStopped | Kind::BrokerKilled => 0,
+        kind => kind.interruptions().context("an archiver is not refused")?,
+    });
     match fault.kind {
         Kind::Status500 => fail(world, aim, Harm::Answer(500, "InternalError", moment), &mut dice),
         Kind::SlowDown => fail(world, aim, Harm::Answer(503, "SlowDown", moment), &mut dice),
@@ -130,35 +125,33 @@ fn held(
             succeeded(&running.wait(DEADLINE)).context("asked to end, the archiver")?;
         }
         Kind::BrokerStopped | Kind::BrokerKilled => {
-            take_away(kind, alone.context("the broker is ours alone")?)?;
+            let rabbit = alone.context("the broker is ours alone")?;
+            take_away(kind, rabbit)?;
+            rabbit.start_again()?;
             world.servers.interruptions.fetch_add(1, Ordering::SeqCst);
             world.objects.heal();
         }
         Kind::Cut => {
             world.to_archiver.cut();
-            world.note_interruption();
             world.publish(MEANWHILE)?;
             world.objects.heal();
         }
         Kind::HalfClosed => {
             world.to_archiver.half_close(dice.choose(&[Way::Up, Way::Down]));
-            world.note_interruption();
             world.publish(MEANWHILE)?;
             world.objects.heal();
         }
         Kind::ChannelClosed => {
+            let before = world.to_archiver.channels_closed();
             world.to_archiver.close_channels();
-            world.note_interruption();
+            world.to_archiver.await_channel_closed(before, DEADLINE)?;
             world.publish(MEANWHILE)?;
             world.objects.heal();
         }
         Kind::Stalled => {
-            world.to_archiver.hold_all();
-            world.note_interruption();
-            world.objects.heal();
+            world.to_archiver.stall(DEADLINE)?;
             world.publish(MEANWHILE)?;
-            world.to_archiver.endure(BAD_TIME);
-            world.to_archiver.heal();
+            world.objects.heal();
         }
         Kind::Slowed => {
             world.to_archiver.slow(SLOW_FRAME);

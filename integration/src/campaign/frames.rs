@@ -14,6 +14,10 @@ const HEADER: u8 = 2;
 const BODY: u8 = 3;
 const FRAME_END: u8 = 0xCE;
 
+const CONNECTION: u16 = 10;
+const BLOCKED: u16 = 60;
+const CHANNEL: u16 = 20;
+const CLOSE: u16 = 40;
 const BASIC: u16 = 60;
 const PUBLISH: u16 = 40;
 const ACK: u16 = 80;
@@ -126,6 +130,16 @@ impl<'a> Frame<'a> {
         self.is_method(BASIC, NACK)
     }
 
+    /// Returns whether it closes a channel.
+    pub fn is_channel_close(&self) -> bool {
+        self.is_method(CHANNEL, CLOSE)
+    }
+
+    /// Returns whether it tells that the broker takes nothing from this connection for now.
+    pub fn is_blocked(&self) -> bool {
+        self.is_method(CONNECTION, BLOCKED)
+    }
+
     /// Returns the tag of a confirm, of an ack or a nack, and whether it is for all before it too.
     pub fn confirm(&self) -> Option<(u64, bool)> {
         let confirms = self.is_method(BASIC, ACK) || self.is_nack();
@@ -192,5 +206,13 @@ mod tests {
         assert_eq!(Frame::of(&wrong).confirm(), Some((u64::from(u32::MAX), false)));
         assert_eq!(Frame::of(&wrong).channel(), 3);
         assert_eq!(Frame::of(&frame(BODY, b"abc")).confirm(), None);
+    }
+
+    #[test]
+    fn what_a_broker_does_to_a_connection_is_read() {
+        let closed = frame(METHOD, &[0, 20, 0, 40, 1, 150]);
+        let blocked = frame(METHOD, &[0, 10, 0, 60, 3]);
+        assert!(Frame::of(&closed).is_channel_close() && !Frame::of(&closed).is_blocked());
+        assert!(Frame::of(&blocked).is_blocked() && !Frame::of(&blocked).is_channel_close());
     }
 }

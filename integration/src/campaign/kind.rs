@@ -33,7 +33,7 @@ pub enum Kind {
     BrokerKilled,
     /// The connection is reset.
     Cut,
-    /// Nothing passes in either direction for a while.
+    /// Nothing passes any more in either direction, and neither side is told.
     Stalled,
     /// One direction of the connection ends.
     HalfClosed,
@@ -47,6 +47,8 @@ pub enum Kind {
     QueueFull,
     /// The target is deleted in the middle.
     QueueDeleted,
+    /// The target is unbound from its exchange in the middle.
+    QueueUnbound,
     /// S3 answers 500.
     Status500,
     /// S3 answers 503 `SlowDown`.
@@ -72,7 +74,7 @@ pub enum Kind {
 }
 
 /// Everything that can be struck, in the order in which it is told.
-pub const STRIKES: [(Kind, Side); 39] = {
+pub const STRIKES: [(Kind, Side); 40] = {
     use Kind as K;
     use Side::{Archiver, Replay};
     [
@@ -97,6 +99,7 @@ pub const STRIKES: [(Kind, Side); 39] = {
         (K::MemoryAlarm, Replay),
         (K::QueueFull, Replay),
         (K::QueueDeleted, Replay),
+        (K::QueueUnbound, Replay),
         (K::Status500, Archiver),
         (K::Status500, Replay),
         (K::SlowDown, Archiver),
@@ -134,6 +137,7 @@ impl Kind {
             Kind::MemoryAlarm => "memory-alarm",
             Kind::QueueFull => "queue-full",
             Kind::QueueDeleted => "queue-deleted",
+            Kind::QueueUnbound => "queue-unbound",
             Kind::Status500 => "s3-500",
             Kind::SlowDown => "s3-slow-down",
             Kind::Unanswered => "s3-timeout",
@@ -151,6 +155,37 @@ impl Kind {
     /// Returns the kind of this name.
     pub fn named(name: &str) -> Option<Kind> {
         STRIKES.iter().map(|(kind, _)| *kind).find(|kind| kind.name() == name)
+    }
+
+    /// Returns how often it interrupts whom it strikes; what is not interrupted repeats nothing.
+    /// Absent where the target refuses: a replay then interrupts itself.
+    pub const fn interruptions(self) -> Option<u64> {
+        match self {
+            Kind::QueueFull => None,
+            Kind::Killed
+            | Kind::BrokerStopped
+            | Kind::BrokerKilled
+            | Kind::Cut
+            | Kind::Stalled
+            | Kind::HalfClosed
+            | Kind::ChannelClosed
+            | Kind::QueueDeleted
+            | Kind::QueueUnbound
+            | Kind::StaleListing
+            | Kind::StateFull => Some(1),
+            Kind::Terminated
+            | Kind::Slowed
+            | Kind::MemoryAlarm
+            | Kind::Status500
+            | Kind::SlowDown
+            | Kind::Unanswered
+            | Kind::Truncated
+            | Kind::Corrupted
+            | Kind::Reset
+            | Kind::StoreFull
+            | Kind::IndexFull
+            | Kind::ClockBack => Some(0),
+        }
     }
 
     /// Returns whether it strikes everyone on the broker, so that nothing else may be struck at the

@@ -45,10 +45,18 @@ pub struct Archived<'a> {
     pub published: &'a [String],
     /// What the archive holds, in order of streams and sequences.
     pub rows: &'a [Row],
-    /// How often the archiver was interrupted.
+    /// How many of them are repeats that an earlier look has allowed.
+    pub repeats_before: u64,
+    /// How often the archiver was interrupted since then.
     pub interruptions: u64,
     /// How many deliveries it holds at the most.
     pub window: u64,
+}
+
+/// Returns how many rows hold an event that an earlier one holds.
+pub fn repeats(rows: &[Row]) -> u64 {
+    let held: BTreeSet<&str> = rows.iter().map(|row| row.id.as_str()).collect();
+    (rows.len() - held.len()) as u64
 }
 
 /// Returns what is wrong with what an archive holds.
@@ -58,12 +66,13 @@ pub fn check_archive(archived: &Archived<'_>) -> Vec<String> {
     let held: BTreeSet<&str> = archived.rows.iter().map(|row| row.id.as_str()).collect();
     find(&mut findings, "lost: published and not in the archive", published.difference(&held));
     find(&mut findings, "in the archive and never published", held.difference(&published));
-    let repeats = (archived.rows.len() - held.len()) as u64;
+    let repeats = repeats(archived.rows).saturating_sub(archived.repeats_before);
     let most = archived.interruptions * archived.window;
     if repeats > most {
         let interruptions = archived.interruptions;
         findings.push(format!(
-            "{repeats} repeats in the archive, more than the {most} of {interruptions} interruptions"
+            "{repeats} new repeats in the archive, more than the {most} of {interruptions} \
+             interruptions"
         ));
     }
     let mut next = BTreeMap::new();
@@ -125,11 +134,13 @@ pub fn check_replay(replayed: &Replayed<'_>) -> Vec<String> {
         let told = count("possible_repeats");
         findings.push(format!("{repeats} repeats, and the receipt says at most {told}"));
     }
-    if let Some(interruptions) = replayed.interruptions
-        && repeats > interruptions * replayed.window
-    {
-        let window = replayed.window;
-        findings.push(format!("{repeats} repeats, {interruptions} interruptions of {window} each"));
+    if let Some(interruptions) = replayed.interruptions {
+        let (window, told) = (replayed.window, count("possible_repeats"));
+        for (what, many) in [("repeats", repeats), ("possible repeats in the receipt", told)] {
+            if many > interruptions * window {
+                findings.push(format!("{many} {what}, {interruptions} interruptions of {window}"));
+            }
+        }
     }
     findings.extend(check_order(replayed.rows, replayed.arrived));
     findings
@@ -161,14 +172,23 @@ pub fn check_balance(receipt: &Value) -> Vec<String> {
     }
 }
 
-/// Returns what is wrong in the middle: more confirmed than the target got.
-pub fn check_confirmed(confirmed: u64, arrived: &[Arrival]) -> Vec<String> {
-    let got = arrived.len() as u64;
-    let wrong = confirmed > got;
-    wrong
-        .then(|| format!("a checkpoint says {confirmed} confirmed when the target had got {got}"))
-        .into_iter()
-        .collect()
+/// Returns what is wrong with a checkpoint: an event up to it that the target has not got, or
+/// another count than that of the events up to it.
+pub fn check_checkpoint(status: &Value, rows: &[Row], arrived: &[Arrival]) -> Vec<String> {
+    let upto = |row: &&Row| {
+        let position = status["positions"][&row.stream].as_u64();
+        position.is_some_and(|position| row.sequence <= position)
+    };
+    let got: BTreeSet<&str> = arrived.iter().map(|one| one.event.as_str()).collect();
+    let passed: Vec<&Row> = rows.iter().filter(upto).collect();
+    let mut findings = Vec::new();
+    let missing = passed.iter().filter(|row| !got.contains(row.id.as_str()));
+    find(&mut findings, "up to a checkpoint and not at the target", missing.map(|row| &row.id));
+    if status["confirmed"].as_u64() != Some(passed.len() as u64) {
+        let (confirmed, passed) = (&status["confirmed"], passed.len());
+        findings.push(format!("a checkpoint says {confirmed} confirmed, and is after {passed}"));
+    }
+    findings
 }
 
 /// Returns what is wrong with the order within each stream, judged by the last delivery of each

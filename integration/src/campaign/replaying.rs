@@ -13,7 +13,7 @@ use super::ledger::{self, Arrival, Replayed, Row};
 use super::objects::{Aim, Harm, Moment};
 use super::schedule::{Dice, Fault};
 use super::wire::Way;
-use super::world::{DEADLINE, World, succeeded, tail, take_away};
+use super::world::{BAD_TIME, CLOCK_BACK, DEADLINE, SLOW_FRAME, World, tail, take_away};
 use crate::dacapo::{Output, Running};
 use crate::process::Signal;
 use crate::rabbit::Rabbit;
@@ -31,14 +31,8 @@ const RESUMES_MAX: u32 = 6;
 /// What an answer of the broker takes where a window must be open for a while.
 const LAG: Duration = Duration::from_millis(40);
 
-/// How long a connection is stalled or slowed, or the broker blocks.
-const BAD_TIME: Duration = Duration::from_secs(2);
-
-/// How far the clock is set back: less than the 15 minutes at which S3 refuses a signature.
-const CLOCK_BACK: Duration = Duration::from_secs(600);
-
-/// What each frame of a slowed connection takes.
-const SLOW_FRAME: Duration = Duration::from_millis(5);
+/// Checkpoints after which a replay is killed, at the most: fewer than any replay writes.
+const CHECKPOINTS: u64 = 4;
 
 /// What a full queue holds: a third of the events or so, so that it is full more than once.
 const FULL_AT: u64 = 150;
@@ -65,12 +59,15 @@ struct Round<'w, 'a> {
     world: &'w World<'a>,
     rows: Vec<Row>,
     queue: String,
+    /// [`WINDOW`], as an argument.
+    window: String,
     arrived: Vec<Arrival>,
-    /// How often the replay was interrupted.
-    interruptions: u64,
+    /// How often the fault interrupts the replay.
+    interruptions: Option<u64>,
     findings: Vec<String>,
     disk: Option<SmallDisk>,
-    state_on_disk: bool,
+    /// The variable that puts something on the disk.
+    on_disk: &'static str,
     clock: Option<FakeClock>,
     route: Route,
 }
@@ -82,6 +79,8 @@ enum Route {
     Own,
     /// Through the default exchange: messages for a queue that is gone are returned.
     Default,
+    /// Through an exchange that others made, and unbind.
+    Foreign,
 }
 
 /// Replays everything to a queue of its own, strikes in the middle, lets it recover (by itself, or
@@ -120,19 +119,31 @@ pub(super) fn strike(
         world: &*world,
         rows,
         queue,
+        window: WINDOW.to_string(),
         arrived: Vec::new(),
-        interruptions: 0,
+        interruptions: fault.kind.interruptions(),
         findings: Vec::new(),
         disk,
-        state_on_disk: fault.kind == Kind::StateFull,
+        on_disk: match fault.kind {
+            Kind::IndexFull => "DACAPO_INDEX",
+            _ => "DACAPO_STATE",
+        },
         clock,
         route: match fault.kind {
             Kind::QueueDeleted if fault.number.is_multiple_of(2) => Route::Default,
+            Kind::QueueUnbound => Route::Foreign,
             _ => Route::Own,
         },
     };
+    if round.route == Route::Foreign {
+        round.world.ask(json!({ "op": "declare_exchange", "exchange": round.queue }))?;
+        round.bind("bind_queue")?;
+    }
     let evidence = round.run(fault.kind, alone, &mut dice)?;
     round.world.ask(json!({ "op": "delete_queue", "queue": round.queue }))?;
+    if round.route == Route::Foreign {
+        round.world.ask(json!({ "op": "delete_exchange", "exchange": round.queue }))?;
+    }
     let findings = round.findings;
     Ok(evidence.map(|evidence| Struck { evidence, findings }))
 }
@@ -158,15 +169,18 @@ impl Round<'_, '_> {
         if let Some(harm) = reads {
             return self.fail_read(harm, dice);
         }
-        if kind == Kind::QueueFull {
-            return self.queue_full();
+        match kind {
+            Kind::QueueFull => return self.queue_full(),
+            Kind::IndexFull => return self.index_full(),
+            Kind::Killed if dice.below(2) == 0 => return self.killed_at_a_checkpoint(dice),
+            _ => {}
         }
         // Anywhere but in the last window.
         let at = 1 + dice.below(self.rows.len() as u64 - WINDOW);
         let way = dice.choose(&[Way::Up, Way::Down]);
         let way = match kind {
             // What is held going up is published after the queue is gone.
-            Kind::QueueDeleted => Way::Up,
+            Kind::QueueDeleted | Kind::QueueUnbound => Way::Up,
             _ => way,
         };
         wire.hold_at(at, way);
@@ -190,7 +204,6 @@ impl Round<'_, '_> {
     ) -> Result<Output> {
         let world = self.world;
         let wire = &world.to_replay;
-        self.interruptions += 1;
         match kind {
             Kind::Killed => {
                 let output = replay.kill();
@@ -204,10 +217,12 @@ impl Round<'_, '_> {
                 wire.heal();
             }
             Kind::BrokerStopped | Kind::BrokerKilled => {
+                let rabbit = alone.context("the broker is ours alone")?;
+                world.servers.interruptions.fetch_add(1, Ordering::SeqCst);
+                take_away(kind, rabbit)?;
                 wire.cut();
                 wire.heal();
-                world.servers.interruptions.fetch_add(1, Ordering::SeqCst);
-                take_away(kind, alone.context("the broker is ours alone")?)?;
+                rabbit.start_again()?;
             }
             Kind::Cut => {
                 wire.cut();
@@ -218,12 +233,13 @@ impl Round<'_, '_> {
                 wire.heal();
             }
             Kind::ChannelClosed => {
+                let before = wire.channels_closed();
                 wire.close_channels();
                 wire.heal();
+                wire.await_channel_closed(before, DEADLINE)?;
             }
             Kind::Stalled => {
-                wire.hold_all();
-                wire.endure(BAD_TIME);
+                wire.stall(DEADLINE)?;
                 wire.heal();
             }
             Kind::Slowed => {
@@ -234,8 +250,10 @@ impl Round<'_, '_> {
             }
             Kind::MemoryAlarm => {
                 let rabbit = alone.context("the broker is ours alone")?;
+                let before = wire.blocked();
                 rabbit.ctl(&["set_vm_memory_high_watermark", "absolute", "1MB"])?;
                 wire.heal();
+                wire.await_blocked(before, DEADLINE)?;
                 wire.endure(BAD_TIME);
                 rabbit.ctl(&["set_vm_memory_high_watermark", "absolute", "2GB"])?;
             }
@@ -243,28 +261,16 @@ impl Round<'_, '_> {
                 self.take()?;
                 world.ask(json!({ "op": "delete_queue", "queue": self.queue }))?;
                 wire.heal();
-                let output = replay.wait(DEADLINE);
-                if output.status != Some(REFUSED) {
-                    let status = output.status;
-                    self.findings
-                        .push(format!("its queue was deleted, and it ended with {status:?}"));
-                }
+                let output = self.refused(replay);
                 world.ask(json!({ "op": "declare_queue", "queue": self.queue }))?;
                 return Ok(output);
             }
-            Kind::IndexFull => {
-                let disk = self.disk.as_ref().context("the index has a disk of its own")?;
-                disk.fill()?;
-                let index = disk.path().to_str().context("we named it")?;
-                let rebuild = || {
-                    let variables = [("DACAPO_INDEX", index)];
-                    world.dacapo.spawn_with(["index", "rebuild"], &variables).wait(DEADLINE)
-                };
-                let output = rebuild();
-                ensure!(output.status != Some(0), "an index on a full disk: {output:?}");
-                disk.free()?;
-                succeeded(&rebuild()).context("once there is room again")?;
+            Kind::QueueUnbound => {
+                self.bind("unbind_queue")?;
                 wire.heal();
+                let output = self.refused(replay);
+                self.bind("bind_queue")?;
+                return Ok(output);
             }
             Kind::StateFull => {
                 let disk = self.disk.as_ref().context("the state has a disk of its own")?;
@@ -284,6 +290,25 @@ impl Round<'_, '_> {
         Ok(replay.wait(DEADLINE))
     }
 
+    /// Returns how a replay ended whose target is not reached any more.
+    fn refused(&mut self, replay: Running) -> Output {
+        let output = replay.wait(DEADLINE);
+        if output.status != Some(REFUSED) {
+            let status = output.status;
+            self.findings.push(format!("its target was taken away, and it ended with {status:?}"));
+        }
+        output
+    }
+
+    /// Binds the target to the exchange of its name, or unbinds it.
+    fn bind(&self, operation: &str) -> Result<()> {
+        let (queue, every) = (&self.queue, "#");
+        self.world.ask(json!({
+            "op": operation, "queue": queue, "exchange": queue, "routing_key": every,
+        }))?;
+        Ok(())
+    }
+
     /// Fails reads of segments while a window is open.
     fn fail_read(&mut self, harm: Harm, dice: &mut Dice) -> Result<Option<String>> {
         let wire = &self.world.to_replay;
@@ -296,12 +321,57 @@ impl Round<'_, '_> {
         };
         self.world.objects.strike(READ, harm, times, Some(wire.gauge()));
         let (replay, id) = self.start()?;
-        self.interruptions += 1;
         let output = replay.wait(DEADLINE);
         let struck = self.world.objects.struck();
         self.world.objects.heal();
         self.finish(output, &id)?;
         Ok(struck.first().map(|first| format!("{first}, {} times", struck.len())))
+    }
+
+    /// Kills the replay when its journal has grown, so that it dies in a checkpoint or just after.
+    fn killed_at_a_checkpoint(&mut self, dice: &mut Dice) -> Result<Option<String>> {
+        let wire = &self.world.to_replay;
+        // Answers are late, so that there is always something unconfirmed.
+        wire.lag(LAG);
+        let lines = 1 + usize::try_from(dice.below(CHECKPOINTS)).expect("a small number");
+        let (mut replay, id) = self.start()?;
+        let journal = self.world.dacapo.folder().join("state/replays").join(&id).join("journal");
+        let reached = crate::wait::until("the journal has grown", DEADLINE, || {
+            let journal = std::fs::read(&journal).unwrap_or_default();
+            let written = journal.iter().filter(|byte| **byte == b'\n').count();
+            Ok((written > lines || !replay.is_running()?).then_some(written))
+        })?;
+        let unconfirmed = wire.unconfirmed();
+        let output = replay.kill();
+        wire.cut();
+        wire.heal();
+        self.finish(output, &id)?;
+        let evidence = format!("{unconfirmed} unconfirmed, {reached} lines in the journal");
+        Ok((unconfirmed > 0).then_some(evidence))
+    }
+
+    /// Fills the disk of the index while a replay brings it up to date.
+    fn index_full(&mut self) -> Result<Option<String>> {
+        let world = self.world;
+        world.objects.strike(READ, Harm::Hold(Moment::Before), 1, None);
+        let replay = world.spawn(&self.arguments(), &self.variables());
+        let struck = world.objects.await_struck(DEADLINE)?;
+        let disk = self.disk.as_ref().context("the index has a disk of its own")?;
+        disk.fill()?;
+        world.objects.heal();
+        let output = replay.wait(DEADLINE);
+        ensure!(output.status != Some(0), "an index on a full disk: {output:?}");
+        let path = disk.path().display().to_string();
+        if !output.stderr.contains(&path) {
+            let talk = tail(&output.stderr);
+            self.findings.push(format!("its last words do not name `{path}`: {talk}"));
+        }
+        disk.free()?;
+        let (replay, id) = self.start()?;
+        let output = replay.wait(DEADLINE);
+        self.finish(output, &id)?;
+        self.findings.extend(world.check_index(&[("DACAPO_INDEX", &path)])?);
+        Ok(Some(format!("{struck}, for the index")))
     }
 
     /// Lets the target be full until somebody takes from it.
@@ -329,7 +399,6 @@ impl Round<'_, '_> {
             self.check_interrupted(&output, id)?;
             ensure!(resumes < RESUMES_MAX, "not complete after {resumes} resumes: {output:?}");
             resumes += 1;
-            self.interruptions += 1;
             let args = ["replay", "resume", id, "--json"];
             output = self.world.spawn(&args, &self.variables()).wait(DEADLINE);
         }
@@ -340,8 +409,7 @@ impl Round<'_, '_> {
             arrived: &self.arrived,
             receipt: &receipt,
             window: WINDOW,
-            // Where the target refuses, the replay interrupts itself.
-            interruptions: (self.interruptions > 0).then_some(self.interruptions),
+            interruptions: self.interruptions,
         });
         self.findings.extend(found);
         Ok(())
@@ -354,9 +422,10 @@ impl Round<'_, '_> {
         let shown = self.world.spawn(&show, &self.variables()).wait(DEADLINE);
         let shown = shown.json();
         let receipt = if shown["receipt"].is_object() { &shown["receipt"] } else { &shown };
-        let confirmed =
-            receipt["confirmed"].as_u64().context("a replay shows what is confirmed")?;
-        self.findings.extend(ledger::check_confirmed(confirmed, &self.arrived));
+        let checkpoint = json!({
+            "confirmed": receipt["confirmed"], "positions": shown["positions"],
+        });
+        self.findings.extend(ledger::check_checkpoint(&checkpoint, &self.rows, &self.arrived));
         self.findings.extend(ledger::check_balance(receipt));
         let words = format!("replay resume {id}");
         if output.status.is_some() && !output.stderr.contains(&words) {
@@ -366,23 +435,31 @@ impl Round<'_, '_> {
         Ok(())
     }
 
-    fn start(&self) -> Result<(Running, String)> {
-        let window = WINDOW.to_string();
-        let mut args = vec!["replay", "--json", "--to-queue", &self.queue, "--window", &window];
+    fn arguments(&self) -> Vec<&str> {
+        let to = match self.route {
+            Route::Foreign => "--to-exchange",
+            Route::Own | Route::Default => "--to-queue",
+        };
+        let mut args = vec!["replay", "--json", to, &self.queue, "--window", &self.window];
         if self.route == Route::Default {
             args.push("--via-default-exchange");
         }
-        let running = self.world.spawn(&args, &self.variables());
+        args
+    }
+
+    fn start(&self) -> Result<(Running, String)> {
+        let running = self.world.spawn(&self.arguments(), &self.variables());
         let told = running.wait_for_line("replay     ", DEADLINE);
         let id = told.split_whitespace().nth(1).context("the line ends with the id")?.to_owned();
         Ok((running, id))
     }
 
-    /// Returns what the replay is told besides: a state on a disk of its own, another clock.
+    /// Returns what the replay is told besides: a state or an index on a disk of its own, another
+    /// clock.
     fn variables(&self) -> Vec<(&'static str, String)> {
-        let state = self.disk.iter().filter(|_| self.state_on_disk);
-        let state = state.map(|disk| ("DACAPO_STATE", disk.path().display().to_string()));
-        state.chain(self.clock.iter().flat_map(FakeClock::variables)).collect()
+        let disk = self.disk.iter();
+        let disk = disk.map(|disk| (self.on_disk, disk.path().display().to_string()));
+        disk.chain(self.clock.iter().flat_map(FakeClock::variables)).collect()
     }
 
     fn depth(&self) -> Result<u64> {

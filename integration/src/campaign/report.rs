@@ -65,6 +65,8 @@ pub struct Report {
     only: Vec<Kind>,
     watch: Stopwatch,
     rows: BTreeMap<(Kind, Side), Row>,
+    /// Worlds in which something was found only at their end.
+    ended_badly: u32,
     failed_worlds: Vec<u32>,
 }
 
@@ -78,8 +80,8 @@ struct Row {
 impl Report {
     /// Begins one.
     pub fn new(form: Form, seed: u64, asked: u32, only: Vec<Kind>) -> Self {
-        let (rows, failed_worlds) = (BTreeMap::new(), Vec::new());
-        Report { form, seed, asked, only, watch: Stopwatch::start(), rows, failed_worlds }
+        let (rows, watch) = (BTreeMap::new(), Stopwatch::start());
+        Report { form, seed, asked, only, watch, rows, ended_badly: 0, failed_worlds: Vec::new() }
     }
 
     /// Tells of a fault.
@@ -125,6 +127,7 @@ impl Report {
         if verdict.findings.is_empty() {
             return;
         }
+        self.ended_badly += 1;
         self.failed_worlds.push(world);
         match self.form {
             Form::Text => {
@@ -144,22 +147,26 @@ impl Report {
         !self.failed_worlds.is_empty()
     }
 
-    /// Tells the end, and returns whether nothing failed.
+    /// Tells the end, and returns whether all `planned` faults struck and nothing failed.
     #[expect(clippy::print_stdout, reason = "this is what the campaign prints")]
-    pub fn finish(&self) -> bool {
-        let ok = !self.has_failed() && !self.rows.is_empty();
+    pub fn finish(&self, planned: usize) -> bool {
+        let passed = !self.has_failed() && self.struck() as usize == planned;
         match self.form {
-            Form::Text => println!("{}", self.table()),
-            Form::Json => println!("{}", self.summary()),
+            Form::Text => println!("{}", self.table(planned)),
+            Form::Json => println!("{}", self.summary(passed)),
         }
-        ok
+        passed
     }
 
     fn struck(&self) -> u32 {
         self.rows.values().map(|row| row.struck).sum()
     }
 
-    fn table(&self) -> String {
+    fn failed(&self) -> u32 {
+        self.rows.values().map(|row| row.failed).sum::<u32>() + self.ended_badly
+    }
+
+    fn table(&self, planned: usize) -> String {
         let mut text = String::from(
             "\n| fault | aimed at | struck | failed | seconds each |\n|---|---|--:|--:|--:|\n",
         );
@@ -168,10 +175,13 @@ impl Report {
             writeln!(text, "| {kind} | {side} | {} | {} | {each:.1} |", row.struck, row.failed)
                 .expect("a string takes everything");
         }
-        let failed: u32 = self.rows.values().map(|row| row.failed).sum();
-        let (struck, seconds) = (self.struck(), self.watch.elapsed().as_secs());
-        write!(text, "\n{struck} faults of seed {} in {seconds} s: {failed} failed", self.seed)
-            .expect("a string takes everything");
+        let (struck, failed) = (self.struck(), self.failed());
+        let (seed, seconds) = (self.seed, self.watch.elapsed().as_secs());
+        write!(
+            text,
+            "\n{struck} of {planned} faults of seed {seed} in {seconds} s: {failed} failed"
+        )
+        .expect("a string takes everything");
         let mut worlds = self.failed_worlds.clone();
         worlds.sort_unstable();
         worlds.dedup();
@@ -182,7 +192,7 @@ impl Report {
         text
     }
 
-    fn summary(&self) -> serde_json::Value {
+    fn summary(&self, passed: bool) -> serde_json::Value {
         let row = |((kind, side), row): (&(Kind, Side), &Row)| {
             json!({
                 "kind": kind.name(), "side": side.to_string(), "struck": row.struck,
@@ -192,7 +202,8 @@ impl Report {
         let again: Vec<String> =
             self.failed_worlds.iter().map(|world| self.again(*world)).collect();
         json!({
-            "seed": self.seed, "struck": self.struck(), "seconds": self.watch.elapsed().as_secs(),
+            "seed": self.seed, "struck": self.struck(), "failed": self.failed(), "passed": passed,
+            "seconds": self.watch.elapsed().as_secs(),
             "kinds": self.rows.iter().map(row).collect::<Vec<_>>(), "again": again,
         })
     }

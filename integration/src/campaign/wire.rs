@@ -19,6 +19,10 @@ use crate::wait;
 /// How often a thread that waits for bytes looks at what it was told: short beside every fault.
 const LOOK_INTERVAL: Duration = Duration::from_millis(10);
 
+/// The heartbeat of connections, in seconds: a silent peer is noticed after twice as long, which
+/// is long beside the pauses of a loaded machine.
+const HEARTBEAT_S: u32 = 5;
+
 /// What is read at once: RabbitMQ's largest frame.
 const CHUNK_BYTES: usize = 131_072;
 
@@ -51,6 +55,8 @@ struct State {
     ended: bool,
     /// Connections with a number below this are reset.
     cut_below: u64,
+    /// On connections with a number below this nothing passes, and neither side is told.
+    stalled_below: u64,
     /// Connections with a number below this have this direction ended.
     half_closed: Option<(u64, Way)>,
     /// Connections with a number below this send a frame for which the broker closes the channel.
@@ -66,6 +72,9 @@ struct State {
     published: u64,
     /// How often the broker has refused, since the same moment.
     nacked: u64,
+    /// How often the broker has closed a channel or blocked a connection, ever.
+    channels_closed: u64,
+    blocked: u64,
     /// Published and not confirmed, by connection and channel.
     open: BTreeMap<(u64, u16), Channel>,
 }
@@ -98,7 +107,7 @@ impl Wire {
     /// Returns the broker's URL, which has a login, through this proxy.
     pub fn url(&self, of_broker: &str) -> String {
         let (login, _) = of_broker.rsplit_once('@').unwrap_or((of_broker, ""));
-        format!("{login}@{}/%2f", self.address)
+        format!("{login}@{}/%2f?heartbeat={HEARTBEAT_S}", self.address)
     }
 
     /// Passes everything from now on, and counts publishes anew; broken connections stay so.
@@ -136,14 +145,6 @@ impl Wire {
         })
     }
 
-    /// Lets both directions, or none, pass.
-    pub fn hold_all(&self) {
-        self.tell(|state| {
-            state.hold_up = true;
-            state.hold_down = true;
-        });
-    }
-
     /// Returns how many messages were published and not confirmed on connections that are there.
     pub fn unconfirmed(&self) -> usize {
         self.shared.lock().unconfirmed()
@@ -159,23 +160,68 @@ impl Wire {
         self.shared.lock().nacked
     }
 
+    /// Lets nothing pass any more on the connections that are there, as a firewall that has
+    /// forgotten them; returns when dacapo has noticed and made a new one, which passes.
+    ///
+    /// # Errors
+    /// It does not within `deadline`.
+    pub fn stall(&self, deadline: Duration) -> Result<()> {
+        let below = self.connections();
+        self.tell(|state| state.stalled_below = below);
+        wait::until("a silent connection is given up", deadline, || {
+            Ok((self.connections() > below).then_some(()))
+        })?;
+        self.tell(|state| state.cut_below = below);
+        Ok(())
+    }
+
     /// Resets all connections; what was held is dropped. New ones pass.
     pub fn cut(&self) {
-        let below = self.shared.connections.load(Ordering::SeqCst);
+        let below = self.connections();
         self.tell(|state| state.cut_below = below);
     }
 
     /// Ends one direction of all connections, in order, as a peer that has died in part would.
     pub fn half_close(&self, way: Way) {
-        let below = self.shared.connections.load(Ordering::SeqCst);
+        let below = self.connections();
         self.tell(|state| state.half_closed = Some((below, way)));
     }
 
     /// Makes the broker close the channels of all connections, with an ack of what was never
     /// delivered.
     pub fn close_channels(&self) {
-        let below = self.shared.connections.load(Ordering::SeqCst);
+        let below = self.connections();
         self.tell(|state| state.wrong_below = below);
+    }
+
+    /// Waits until the broker has closed more channels than `before`.
+    ///
+    /// # Errors
+    /// It does not within `deadline`.
+    pub fn await_channel_closed(&self, before: u64, deadline: Duration) -> Result<()> {
+        wait::until("the broker closes a channel", deadline, || {
+            Ok((self.channels_closed() > before).then_some(()))
+        })
+    }
+
+    /// Returns how often the broker has closed a channel.
+    pub fn channels_closed(&self) -> u64 {
+        self.shared.lock().channels_closed
+    }
+
+    /// Waits until the broker has blocked more connections than `before`.
+    ///
+    /// # Errors
+    /// It does not within `deadline`.
+    pub fn await_blocked(&self, before: u64, deadline: Duration) -> Result<()> {
+        wait::until("the broker blocks a connection", deadline, || {
+            Ok((self.blocked() > before).then_some(()))
+        })
+    }
+
+    /// Returns how often the broker has blocked a connection.
+    pub fn blocked(&self) -> u64 {
+        self.shared.lock().blocked
     }
 
     /// Lets each frame take so long.
@@ -191,6 +237,11 @@ impl Wire {
     /// Returns what else can tell whether a window is in flight.
     pub fn gauge(&self) -> Gauge {
         Gauge(Arc::clone(&self.shared))
+    }
+
+    /// Returns how many connections there were so far.
+    fn connections(&self) -> u64 {
+        self.shared.connections.load(Ordering::SeqCst)
     }
 
     fn tell(&self, change: impl FnOnce(&mut State)) {
@@ -241,11 +292,16 @@ impl State {
         self.ended || connection < self.cut_below
     }
 
-    fn holds(&self, way: Way) -> bool {
-        match way {
+    fn holds(&self, connection: u64, way: Way) -> bool {
+        let holds = match way {
             Way::Up => self.hold_up,
             Way::Down => self.hold_down,
-        }
+        };
+        holds || self.is_stalled(connection)
+    }
+
+    fn is_stalled(&self, connection: u64) -> bool {
+        connection < self.stalled_below
     }
 
     /// Notes a frame before it is passed on.
@@ -268,8 +324,10 @@ impl State {
     }
 
     /// Notes a frame after it was passed on.
-    fn note_confirm(&mut self, connection: u64, frame: &Frame<'_>) {
+    fn note_answer(&mut self, connection: u64, frame: &Frame<'_>) {
         self.nacked += u64::from(frame.is_nack());
+        self.channels_closed += u64::from(frame.is_channel_close());
+        self.blocked += u64::from(frame.is_blocked());
         if let Some((tag, multiple)) = frame.confirm()
             && let Some(channel) = self.open.get_mut(&(connection, frame.channel()))
         {
@@ -325,7 +383,10 @@ impl Passing<'_> {
         let mut wronged = 0;
         let mut half_closed = false;
         loop {
-            let state = self.shared.lock();
+            let stalled = self.shared.changed.wait_while(self.shared.lock(), |state| {
+                state.is_stalled(self.number) && !state.is_cut(self.number)
+            });
+            let state = stalled.unwrap_or_else(PoisonError::into_inner);
             if state.is_cut(self.number) {
                 drop(state);
                 return self.reset();
@@ -377,7 +438,7 @@ impl Passing<'_> {
         drop(state);
         self.shared.pause(pause, |state| state.is_cut(self.number));
         let held = self.shared.changed.wait_while(self.shared.lock(), |state| {
-            state.holds(self.way) && !state.is_cut(self.number)
+            state.holds(self.number, self.way) && !state.is_cut(self.number)
         });
         let state = held.unwrap_or_else(PoisonError::into_inner);
         if state.is_cut(self.number) {
@@ -387,7 +448,7 @@ impl Passing<'_> {
         let mut to = self.to;
         to.write_all(frame.bytes())?;
         if self.way == Way::Down {
-            self.shared.lock().note_confirm(self.number, frame);
+            self.shared.lock().note_answer(self.number, frame);
         }
         Ok(true)
     }

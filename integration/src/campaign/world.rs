@@ -1,7 +1,7 @@
 //! A platform that faults strike: an exchange, an archiver on it, an archive, and the proxies
 //! between them and the servers. What is true of it is read past the proxies.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 use std::path::{Path, PathBuf};
@@ -27,8 +27,13 @@ use crate::{http, services, wait, witness};
 /// does never comes.
 pub const DEADLINE: Duration = Duration::from_secs(120);
 
-/// Deliveries that the archiver holds at the most.
-const PREFETCH: u64 = 200;
+/// How long an event may be on its way with an idle archiver: longer than the broker takes to see
+/// that a silent consumer is gone.
+const LOST_AFTER: Duration = Duration::from_secs(30);
+
+/// Deliveries that the archiver holds at the most: fewer than a fault finds published, so that one
+/// that archives them all again is found.
+const PREFETCH: u64 = 50;
 
 /// Events of the history that each world begins with.
 const HISTORY: usize = 400;
@@ -78,9 +83,12 @@ pub struct World<'a> {
     queue: String,
     archiver: Option<Archiver>,
     published: Vec<String>,
+    /// How often the archiver was interrupted since the last look at the ledger.
     interruptions: u64,
-    /// The servers' own count when this world began.
+    /// The servers' own count at the last look.
     interruptions_before: u64,
+    /// Repeats in the archive at the last look.
+    repeats: u64,
     /// Digests of segments that were read, by their key.
     seen: BTreeMap<String, String>,
 }
@@ -143,6 +151,7 @@ impl<'a> World<'a> {
             published: Vec::new(),
             interruptions: 0,
             interruptions_before: servers.interruptions.load(Ordering::SeqCst),
+            repeats: 0,
             seen: BTreeMap::new(),
         };
         world.ask(json!({ "op": "declare_exchange", "exchange": world.exchange }))?;
@@ -248,7 +257,6 @@ impl<'a> World<'a> {
     pub fn kill_archiver(&mut self) {
         if let Some(archiver) = self.archiver.take() {
             archiver.running.kill();
-            self.interruptions += 1;
         }
     }
 
@@ -278,9 +286,9 @@ impl<'a> World<'a> {
         value.with_context(|| format!("the archiver has no metric `{name}`"))
     }
 
-    /// Notes that a fault has interrupted the archiver.
-    pub fn note_interruption(&mut self) {
-        self.interruptions += 1;
+    /// Notes that a fault interrupts the archiver so often.
+    pub fn note_interruptions(&mut self, times: u64) {
+        self.interruptions += times;
     }
 
     /// Starts a replay through the proxies.
@@ -291,12 +299,28 @@ impl<'a> World<'a> {
         self.dacapo.spawn_with(args, &variables)
     }
 
-    /// Waits until everything published is in the archive and acked, and returns the archive's
-    /// events in order of streams and sequences.
+    /// Waits until the archiver has nothing left to do, and returns the archive's events in order
+    /// of streams and sequences. What is still missing then is lost.
     ///
     /// # Errors
-    /// It is not in time; the message names what is missing.
+    /// It is not in time.
     pub fn settled(&mut self) -> Result<Vec<Row>> {
+        let mut rows = Vec::new();
+        // An idle archiver proves nothing while the broker takes a dead one's deliveries for its.
+        let complete = wait::until("everything published is in the archive", LOST_AFTER, || {
+            self.await_idle()?;
+            rows = self.rows()?;
+            let held: BTreeSet<&str> = rows.iter().map(|row| row.id.as_str()).collect();
+            let complete = self.published.iter().all(|id| held.contains(id.as_str()));
+            Ok(complete.then_some(()))
+        });
+        match complete {
+            Err(error) if rows.is_empty() => Err(error),
+            Ok(()) | Err(_) => Ok(rows),
+        }
+    }
+
+    fn await_idle(&mut self) -> Result<()> {
         self.start_archiver(&[])?;
         let idle = wait::until("the archiver is idle", DEADLINE, || {
             let archiver = self.archiver.as_mut().context("no archiver runs")?;
@@ -308,11 +332,10 @@ impl<'a> World<'a> {
             let idle = unacked()? == 0.0 && self.waiting()? == 0 && unacked()? == 0.0;
             Ok(idle.then_some(()))
         });
-        if let Err(error) = idle {
+        idle.map_err(|error| {
             let talk = self.archiver.as_ref().map(|archiver| archiver.running.written().1);
-            return Err(error.context(tail(&talk.unwrap_or_default())));
-        }
-        self.rows()
+            error.context(tail(&talk.unwrap_or_default()))
+        })
     }
 
     fn waiting(&self) -> Result<u64> {
@@ -347,24 +370,32 @@ impl<'a> World<'a> {
     /// # Errors
     /// It cannot be read.
     pub fn check(&mut self, rows: &[Row]) -> Result<Vec<String>> {
-        let of_all = self.servers.interruptions.load(Ordering::SeqCst) - self.interruptions_before;
+        let of_all = self.servers.interruptions.load(Ordering::SeqCst);
         let mut findings = ledger::check_archive(&Archived {
             published: &self.published,
             rows,
-            interruptions: self.interruptions + of_all,
+            repeats_before: self.repeats,
+            interruptions: self.interruptions + of_all - self.interruptions_before,
             window: PREFETCH,
         });
+        self.interruptions = 0;
+        self.interruptions_before = of_all;
+        self.repeats = ledger::repeats(rows);
         let verified = self.dacapo.run(["archive", "verify", "--json"]);
         if verified.status != Some(0) {
             findings.push(format!("archive verify: {}{}", verified.stdout, tail(&verified.stderr)));
         }
         findings.extend(ledger::check_objects(&self.segments()?));
-        findings.extend(self.check_index()?);
+        findings.extend(self.check_index(&[])?);
         Ok(findings)
     }
 
-    /// Holds the index that grew against one made anew, by everything that a plan is made of.
-    fn check_index(&self) -> Result<Vec<String>> {
+    /// Holds the index that grew, the world's own or the one that `variables` name, against one
+    /// made anew, by everything that a plan is made of.
+    ///
+    /// # Errors
+    /// A command fails.
+    pub fn check_index(&self, variables: &[(&str, &str)]) -> Result<Vec<String>> {
         let anew = self.dacapo.folder().join("index-anew").display().to_string();
         let facts = |variables: &[(&str, &str)], command: &str| -> Result<Value> {
             let index = self.dacapo.spawn_with(["index", command, "--json"], variables);
@@ -379,7 +410,7 @@ impl<'a> World<'a> {
             let counts: Vec<&Value> = counts.iter().map(|name| &index[*name]).collect();
             Ok(json!([counts, plan]))
         };
-        let grown = facts(&[], "sync")?;
+        let grown = facts(variables, "sync")?;
         let rebuilt = facts(&[("DACAPO_INDEX", &anew)], "rebuild")?;
         fs::remove_dir_all(&anew).context("failed to remove the second index")?;
         let same = grown == rebuilt;
@@ -460,17 +491,25 @@ impl<'a> World<'a> {
     }
 }
 
-/// Takes the broker away from everyone and gives it back.
+/// Takes the broker away from everyone.
 ///
 /// # Errors
-/// It does not stop or start.
+/// It does not stop.
 pub fn take_away(kind: Kind, rabbit: &mut Rabbit) -> Result<()> {
     match kind {
-        Kind::BrokerStopped => rabbit.stop()?,
-        _ => rabbit.kill()?,
+        Kind::BrokerStopped => rabbit.stop(),
+        _ => rabbit.kill(),
     }
-    rabbit.start_again()
 }
+
+/// How long a fault lasts that mends itself and that nobody need notice.
+pub const BAD_TIME: Duration = Duration::from_secs(2);
+
+/// What each frame of a slowed connection takes.
+pub const SLOW_FRAME: Duration = Duration::from_millis(5);
+
+/// How far a clock is set back: less than the 15 minutes at which S3 refuses a signature.
+pub const CLOCK_BACK: Duration = Duration::from_secs(600);
 
 /// Returns the end of a log, where the reason is.
 pub fn tail(text: &str) -> String {

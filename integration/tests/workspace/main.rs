@@ -8,6 +8,7 @@ mod alerts;
 mod edges;
 mod generated;
 mod limits;
+mod planted;
 mod prose;
 
 use std::path::{Path, PathBuf};

@@ -32,7 +32,13 @@ fn check_found(findings: &[String], expected: &[&str]) {
 #[track_caller]
 fn check_archived(published: &str, held: &str, interruptions: u64, expected: &[&str]) {
     let (published, rows) = (texts(published), rows(held));
-    let archived = Archived { published: &published, rows: &rows, interruptions, window: 2 };
+    let archived = Archived {
+        published: &published,
+        rows: &rows,
+        repeats_before: 0,
+        interruptions,
+        window: 2,
+    };
     check_found(&check_archive(&archived), expected);
 }
 
@@ -47,7 +53,7 @@ fn an_archive_holds_all_and_repeats_within_its_window() {
 fn a_loss_a_stranger_and_a_repeat_too_many_are_found() {
     check_archived("abc", "ac", 0, &["lost: published and not in the archive: 1 (b)"]);
     check_archived("ab", "abz", 0, &["never published: 1 (z)"]);
-    check_archived("abc", "abcabc", 1, &["3 repeats"]);
+    check_archived("abc", "abcabc", 1, &["3 new repeats"]);
 }
 
 #[test]
@@ -55,8 +61,32 @@ fn a_hole_in_the_sequences_is_found() {
     let mut rows = rows("abc");
     rows[2].sequence = 4;
     let published = texts("abc");
-    let archived = Archived { published: &published, rows: &rows, interruptions: 0, window: 1 };
+    let archived = Archived {
+        published: &published,
+        rows: &rows,
+        repeats_before: 0,
+        interruptions: 0,
+        window: 1,
+    };
     check_found(&check_archive(&archived), &["sequence 4 of `s` where 3 was due"]);
+}
+
+#[test]
+fn what_an_earlier_fault_was_allowed_is_not_allowed_to_the_next() {
+    let (published, rows) = (texts("abc"), rows("abcbcaa"));
+    let mut archived = Archived {
+        published: &published,
+        rows: &rows,
+        repeats_before: 2,
+        interruptions: 1,
+        window: 2,
+    };
+    check_found(&check_archive(&archived), &[]);
+    archived.repeats_before = 1;
+    check_found(&check_archive(&archived), &["3 new repeats"]);
+    archived.repeats_before = 3;
+    archived.interruptions = 0;
+    check_found(&check_archive(&archived), &["1 new repeats"]);
 }
 
 #[test]
@@ -105,7 +135,8 @@ fn every_broken_promise_of_a_replay_is_found() {
         &receipt(4, 1),
         &["2 repeats, and the receipt says at most 1"],
     );
-    check_replayed("abcd", "abcabcd", &receipt(4, 3), &["3 repeats, 1 interruptions"]);
+    let many = ["3 repeats, 1 interruptions", "3 possible repeats in the receipt, 1 interruptions"];
+    check_replayed("abcd", "abcabcd", &receipt(4, 3), &many);
 }
 
 #[test]
@@ -132,8 +163,20 @@ fn a_message_with_another_id_in_its_marking_is_found() {
     check_found(&check_replay(&replayed), &["marked with another event's id: 1 (c)"]);
 }
 
+#[track_caller]
+fn check_checkpointed(confirmed: u64, position: u64, arrived: &str, expected: &[&str]) {
+    let status = json!({ "confirmed": confirmed, "positions": { "s": position } });
+    check_found(&check_checkpoint(&status, &rows("abcd"), &arrivals(arrived)), expected);
+}
+
 #[test]
 fn a_checkpoint_ahead_of_the_target_is_found() {
-    check_found(&check_confirmed(2, &arrivals("ab")), &[]);
-    check_found(&check_confirmed(3, &arrivals("ab")), &["3 confirmed when the target had got 2"]);
+    check_checkpointed(2, 2, "ab", &[]);
+    check_checkpointed(2, 2, "abcd", &[]);
+    check_checkpointed(3, 3, "ab", &["not at the target: 1 (c)"]);
+    // Repeats are no arrivals of what comes later.
+    check_checkpointed(4, 4, "ababcc", &["not at the target: 1 (d)"]);
+    check_checkpointed(2, 3, "abcd", &["2 confirmed, and is after 3"]);
+    let none = json!({ "confirmed": 0, "positions": {} });
+    check_found(&check_checkpoint(&none, &rows("ab"), &[]), &[]);
 }
