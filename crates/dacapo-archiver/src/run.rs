@@ -3,6 +3,7 @@
 use std::future::Future;
 use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use dacapo_archive::store::Store;
 use dacapo_archive::{ArchiveError, chain, probe_write_once};
@@ -132,9 +133,27 @@ pub async fn run(
             backoff = Backoff::new();
         }
         tokio::select! {
-            () = tokio::time::sleep(backoff.wait()) => {}
+            () = between_sessions(&context, backoff.wait()) => {}
             () = &mut shutdown => return Ok(totals),
         }
+    }
+}
+
+/// Waits, and meanwhile asks a store that failed whether it answers again: without a session
+/// nobody else does, and its trouble would outlive it.
+async fn between_sessions(context: &Context<'_>, wait: Duration) {
+    let Context { place, metrics, .. } = context;
+    let asked = async {
+        if metrics.store_trouble().is_some()
+            && chain::head(&*place.store, &place.stream).await.is_ok()
+        {
+            metrics.store_answers();
+        }
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        () = tokio::time::sleep(wait) => {}
+        () = asked => {}
     }
 }
 

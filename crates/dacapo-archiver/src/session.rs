@@ -71,7 +71,7 @@ enum Input {
     Encoded(Result<Encoded, ArchiveError>),
     Opened(Result<StreamWriter, ArchiveError>),
     Appended(Result<(StreamWriter, Finished), ArchiveError>),
-    Peeked(Option<Timestamp>),
+    Peeked(Result<Option<Timestamp>, ArchiveError>),
     Due,
     Poll,
 }
@@ -87,7 +87,7 @@ struct Session<'a> {
     /// Opening the stream, or appending to it.
     storing: Option<Busy<'a>>,
     encoding: Option<JoinHandle<Result<Encoded, ArchiveError>>>,
-    /// Reading the head, on a hot standby.
+    /// Reading the head, while nothing else is asked of the store.
     peeking: Option<Busy<'a>>,
     stop_by: Option<Instant>,
     deliveries: u64,
@@ -201,11 +201,17 @@ impl<'a> Session<'a> {
                 return Ok(Some(Ended::Fenced(error)));
             }
             Input::Appended(Err(error)) => return Err(error.into()),
-            Input::Peeked(moved_at) => {
+            Input::Peeked(Ok(moved_at)) => {
+                // Of a store that is being written to, the writing says more than this reading.
+                if self.storing.is_none() {
+                    self.context.metrics.store_answers();
+                }
                 if let Some(moved_at) = moved_at {
                     self.context.metrics.durable_until(moved_at);
                 }
             }
+            // A standby's trouble with the store shows when it is needed; one that is known stays.
+            Input::Peeked(Err(_)) => {}
             Input::Due => {}
             Input::Poll => return self.poll().await,
         }
@@ -288,7 +294,8 @@ impl<'a> Session<'a> {
     }
 
     /// Asks how deep the queue is. A hot standby also looks how far the active archiver has come,
-    /// so that its lag is the platform's.
+    /// so that its lag is the platform's. A store that failed an earlier session is asked until it
+    /// answers, for this one may never have anything to put.
     async fn poll(&mut self) -> Result<Option<Ended>, ArchiverError> {
         let depth = match answered(self.source.depth()).await {
             Ok(depth) => depth,
@@ -296,11 +303,12 @@ impl<'a> Session<'a> {
         };
         let Context { place, metrics, .. } = self.context;
         metrics.set_queue_depth(depth);
-        if depth > 0 && self.deliveries == 0 && self.peeking.is_none() {
+        let stands_by = self.deliveries == 0 && depth > 0;
+        let is_in_doubt = self.storing.is_none() && metrics.store_trouble().is_some();
+        if (stands_by || is_in_doubt) && self.peeking.is_none() {
             self.peeking = Some(Box::pin(async move {
                 let head = chain::head(&*place.store, &place.stream).await;
-                // The store's troubles show when it is needed.
-                Input::Peeked(head.ok().flatten().map(|head| head.moved_at))
+                Input::Peeked(head.map(|head| head.map(|head| head.moved_at)))
             }));
         }
         Ok(None)

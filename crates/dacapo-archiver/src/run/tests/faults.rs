@@ -1,5 +1,7 @@
 //! The archiver with every fault between bus and store.
 
+use tokio::sync::Notify;
+
 use super::*;
 
 /// A store that asserts at every call that what was acked is durable. All events are of [`publish`].
@@ -219,11 +221,48 @@ async fn a_hot_standby_takes_over_where_the_first_was_killed() {
     assert_eq!(ids(&sound(&inner).await), expected(1..=9));
 }
 
+/// A source that is lost after some deliveries, or when it is cut.
+struct LossySource {
+    source: Box<dyn Source>,
+    left: u64,
+    cut: Arc<Notify>,
+}
+
+fn lost() -> BusError {
+    BusError::Disconnected { peer: "here".to_owned(), reason: "test".to_owned() }
+}
+
+#[async_trait]
+impl Source for LossySource {
+    async fn next(&mut self) -> Result<Option<Delivery>, BusError> {
+        if self.left == 0 {
+            return Err(lost());
+        }
+        let next = tokio::select! {
+            () = self.cut.notified() => return Err(lost()),
+            next = self.source.next() => next,
+        };
+        self.left -= 1;
+        next
+    }
+    async fn ack(&mut self, tag: DeliveryTag) -> Result<(), BusError> {
+        self.source.ack(tag).await
+    }
+    fn prefetch(&self) -> Option<std::num::NonZeroU16> {
+        self.source.prefetch()
+    }
+    async fn depth(&mut self) -> Result<u64, BusError> {
+        self.source.depth().await
+    }
+    async fn close(&mut self) -> Result<(), BusError> {
+        self.source.close().await
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_lost_connection_loses_nothing() {
     /// A bus whose sources are lost after some deliveries.
     struct Lossy(MemoryBus, AtomicUsize);
-    struct LossySource(Box<dyn Source>, u64);
 
     #[async_trait]
     impl Subscribe for Lossy {
@@ -231,36 +270,12 @@ async fn a_lost_connection_loses_nothing() {
             // The first opening and one in the middle are refused.
             match self.1.fetch_add(1, Ordering::SeqCst) {
                 0 | 3 => Err(lost()),
-                _ => Ok(Box::new(LossySource(subscription(&self.0).open().await?, 5))),
+                _ => Ok(Box::new(LossySource {
+                    source: subscription(&self.0).open().await?,
+                    left: 5,
+                    cut: Arc::default(),
+                })),
             }
-        }
-    }
-
-    fn lost() -> BusError {
-        BusError::Disconnected { peer: "here".to_owned(), reason: "test".to_owned() }
-    }
-
-    #[async_trait]
-    impl Source for LossySource {
-        async fn next(&mut self) -> Result<Option<Delivery>, BusError> {
-            if self.1 == 0 {
-                return Err(lost());
-            }
-            let next = self.0.next().await;
-            self.1 -= 1;
-            next
-        }
-        async fn ack(&mut self, tag: DeliveryTag) -> Result<(), BusError> {
-            self.0.ack(tag).await
-        }
-        fn prefetch(&self) -> Option<std::num::NonZeroU16> {
-            self.0.prefetch()
-        }
-        async fn depth(&mut self) -> Result<u64, BusError> {
-            self.0.depth().await
-        }
-        async fn close(&mut self) -> Result<(), BusError> {
-            self.0.close().await
         }
     }
 
@@ -274,4 +289,67 @@ async fn a_lost_connection_loses_nothing() {
         assert!(ids(&events).contains(&id.as_str()), "{id}");
     }
     assert!(lossy.1.load(Ordering::SeqCst) > 4, "it was opened again and again");
+}
+
+/// Checks that an archiver whose put failed, and which then lost its connection, knows again that
+/// the store answers, though it never has anything more to put; `refused` is how often the bus
+/// refuses it before it stands by.
+async fn check_the_trouble_with_the_store_ends(refused: usize) {
+    /// A bus whose first source can be cut, and whose next one stands by.
+    struct Cut {
+        bus: MemoryBus,
+        cut: Arc<Notify>,
+        refused: usize,
+        opened: AtomicUsize,
+    }
+
+    #[async_trait]
+    impl Subscribe for Cut {
+        async fn open(&self) -> Result<Box<dyn Source>, BusError> {
+            match self.opened.fetch_add(1, Ordering::SeqCst) {
+                0 => {
+                    let source = subscription(&self.bus).open().await?;
+                    Ok(Box::new(LossySource { source, left: u64::MAX, cut: Arc::clone(&self.cut) }))
+                }
+                nth if nth <= self.refused => Err(lost()),
+                // Another archiver has the queue: nothing is delivered, and nothing waits.
+                _ => {
+                    self.bus.declare_queue("idle", QueueOptions::default());
+                    let prefetch = NonZeroUsize::new(1_000).unwrap();
+                    let options = QueueOptions::default();
+                    self.bus.subscription("idle", options, Vec::new(), prefetch).open().await
+                }
+            }
+        }
+    }
+
+    let (inner, bus, cut) = (Arc::new(MemoryStore::new()), bus(), Arc::new(Notify::new()));
+    let store = Arc::new(FaultyStore::new(Arc::clone(&inner)));
+    let lossy =
+        Cut { bus: bus.bus.clone(), cut: Arc::clone(&cut), refused, opened: AtomicUsize::new(0) };
+    let metrics = metrics();
+    let story = async {
+        until(|| metrics.health() == Health::Ok).await;
+        store.down.store(true, Ordering::SeqCst);
+        publish(&bus, 1..=1);
+        until(|| metrics.store_trouble().is_some()).await;
+        cut.notify_one();
+        until(|| lossy.opened.load(Ordering::SeqCst) > 1).await;
+        tokio::time::sleep(60 * SECOND).await;
+        assert!(metrics.store_trouble().is_some(), "it does not answer yet");
+        store.down.store(false, Ordering::SeqCst);
+        tokio::time::sleep(60 * SECOND).await;
+        assert_eq!(metrics.store_trouble(), None, "it answers, refused {refused} times");
+    };
+    run(config(10), store.clone(), &lossy, &metrics, story).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn trouble_with_the_store_does_not_outlive_it_on_a_standby() {
+    check_the_trouble_with_the_store_ends(0).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn trouble_with_the_store_does_not_outlive_it_without_a_connection() {
+    check_the_trouble_with_the_store_ends(usize::MAX).await;
 }
