@@ -6,6 +6,11 @@ use super::super::fixtures::{check_refused, shop};
 
 const PASSWORD: &str = "hunter2-very-secret";
 
+/// Passwords that TOML takes for something else where the quotes are left out.
+const NUMBER: &str = "48151623";
+const FRACTION: &str = "4815.1623";
+const DATE: &str = "1815-12-10";
+
 #[test]
 fn a_mistake_in_the_configuration_is_named_with_its_line_and_no_password_is_shown() {
     let dacapo = shop();
@@ -13,20 +18,30 @@ fn a_mistake_in_the_configuration_is_named_with_its_line_and_no_password_is_show
     for (text, words) in [
         (format!("{amqp}archiv = \"x\"\n"), &["line 2", "`archiv`", "`archive`"][..]),
         (format!("{amqp}[[[\n"), &["line 2"]),
-        (format!("\n\nindex = 5\n{amqp}"), &["line 3", "string"]),
+        (format!("\n\nindex = 5\n{amqp}"), &["line 3: `index`: expected text in quotes"]),
         (format!("archive = \"x\"\namqp_password = \"{PASSWORD}\n"), &["line 2"]),
-        (format!("archive = \"x\"\namqp_password = [\"{PASSWORD}\"]\n"), &["line 2", "string"]),
+        (format!("archive = \"x\"\namqp_password = [\"{PASSWORD}\"]\n"), &["line 2", "in quotes"]),
+        (format!("amqp_password = {NUMBER}\n"), &["line 1", "`amqp_password`", "in quotes"]),
+        (format!("amqp_password = -{NUMBER}\n"), &["line 1", "`amqp_password`", "in quotes"]),
+        (format!("amqp_password = {FRACTION}\n"), &["line 1", "`amqp_password`", "in quotes"]),
+        (format!("amqp_password = {DATE}\n"), &["line 1", "`amqp_password`", "in quotes"]),
+        (format!("amqp_password = {PASSWORD}\n"), &["line 1"]),
+        (format!("amqp_password = {{ x = {NUMBER} }}\n"), &["line 1", "in quotes"]),
         (format!("amqp = \"amqp://user:{PASSWORD}@host:port/\"\n"), &["amqp://user:password@host"]),
         (format!("amqp = \"http://user:{PASSWORD}@host/\"\n"), &["broker's URL", "amqps://"]),
     ] {
         dacapo.file("bad.toml", &text);
-        let output = dacapo.run(["--config", "bad.toml", "events"]);
-        check_refused(&output, 3, words);
-        if words[0].starts_with("line") {
-            assert!(output.stderr.contains("`bad.toml`"), "{output:?}");
+        for form in [&[][..], &["--json"]] {
+            let output = dacapo.run(["--config", "bad.toml", "events"].iter().chain(form).copied());
+            check_refused(&output, 3, words);
+            if words[0].starts_with("line") {
+                assert!(output.stderr.contains("`bad.toml`"), "{output:?}");
+            }
+            for secret in [PASSWORD, NUMBER, FRACTION, DATE] {
+                assert!(!output.stderr.contains(secret), "{output:?}");
+                assert!(!output.stdout.contains(secret), "{output:?}");
+            }
         }
-        assert!(!output.stderr.contains(PASSWORD), "{output:?}");
-        assert!(!output.stdout.contains(PASSWORD), "{output:?}");
     }
     let output = dacapo.run(["--config", "no.toml", "events"]);
     check_refused(&output, 3, &["failed to read `no.toml`"]);
