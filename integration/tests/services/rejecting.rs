@@ -94,6 +94,28 @@ fn unroutable_events_are_passed_over_and_arrive_once_bound_each_exactly_once() {
 }
 
 #[test]
+fn looking_at_rejects_shows_the_events_that_were_refused_and_never_those_of_another_archive() {
+    let (platform, _queue) = setting();
+    let args = ["replay", "--json", "--to-exchange", &platform.exchange, "--on-reject", "skip"];
+    let file = check_passed_over(&platform.dacapo.run(args), EVENTS, EVENTS / 3);
+    let look = ["events", "--rejects", &file, "--json", "--limit", "0"];
+    let output = platform.dacapo.run(look);
+    output.check(0);
+    let id_of = |event: &Value| event["id"].as_str().unwrap().to_owned();
+    assert_eq!(output.ndjson().iter().map(id_of).collect::<Vec<_>>(), lost_ids());
+
+    let other = Platform::new();
+    other.import(EVENTS);
+    let output = other.dacapo.run(look);
+    output.check(3);
+    assert!(output.stderr.contains("name that archive"), "{output:?}");
+    for archive in [platform.dacapo.archive(), other.dacapo.archive()] {
+        assert!(output.stderr.contains(archive), "{output:?}");
+    }
+    assert_eq!(output.ndjson().len(), 1, "the error, and no event: {output:?}");
+}
+
+#[test]
 fn a_replay_that_stops_records_the_event_and_can_be_told_to_pass_over_it() {
     let (platform, queue) = setting();
     let args = ["replay", "--json", "--to-exchange", &platform.exchange, "--window", "20"];

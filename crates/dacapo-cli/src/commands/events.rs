@@ -13,6 +13,7 @@ use dacapo_event::ndjson;
 use dacapo_filter::{Selection, SelectionSpec};
 use dacapo_republish::Pace;
 
+use super::rejects;
 use crate::args::EventsArgs;
 use crate::exit::{Exit, Failure};
 use crate::format;
@@ -34,6 +35,7 @@ pub async fn run(args: &EventsArgs, settings: &Settings, output: &Output) -> any
     open::refuse_empty(&index, &report, &store)?;
     let plan = plan_of(spec, &selection, &store, &index, settings).await?;
     index.close()?;
+    rejects::verify(&args.selection, &plan, &store, settings, output).await?;
 
     let streams = plan.streams(&Positions::new());
     let mut merge = Merge::new(Arc::clone(&store), selection, streams, settings.memory);
