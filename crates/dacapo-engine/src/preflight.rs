@@ -255,11 +255,7 @@ pub fn check(load: &Load<'_>, facts: &Facts, wishes: Wishes) -> Preflight {
         return Preflight { wishes, ..Preflight::default() };
     }
     reachable(load, facts, &mut found);
-    let queue = match load.target {
-        Target::Queue { queue } | Target::QueueViaDefaultExchange { queue } => Some(queue.as_str()),
-        Target::Exchange { .. } | Target::Original | Target::File { .. } => None,
-    };
-    match (&facts.topology, queue) {
+    match (&facts.topology, load.target.queue()) {
         (Ok(topology), Some(queue)) => {
             queue::check(load, facts, topology, queue, &mut found);
             routes::of_queue(topology, queue, &mut found);
@@ -283,14 +279,27 @@ pub fn check(load: &Load<'_>, facts: &Facts, wishes: Wishes) -> Preflight {
         Ok(nodes) => broker::check(load, nodes, &mut found),
         Err(why) => found.unchecked(&[Check::BrokerDiskLow, Check::BrokerMemoryAlarm], why),
     }
-    if wishes.require_consumer && facts.consumers == Some(0) {
-        found.refuse(
+    if wishes.require_consumer {
+        consumed(load, facts, &mut found);
+    }
+    found.into_preflight(wishes)
+}
+
+/// Whether somebody consumes the target.
+fn consumed(load: &Load<'_>, facts: &Facts, found: &mut Found) {
+    match (facts.consumers, &facts.denied) {
+        (Some(0), _) => found.refuse(
             Check::NoConsumer,
             format!("nobody consumes {}", load.target),
             "start its service, or leave --require-consumer out",
-        );
+        ),
+        (Some(_), _) => {}
+        (None, Err(why)) => found.unchecked(&[Check::NoConsumer], why),
+        (None, Ok(_)) => {
+            let why = format!("the broker does not say who consumes {}", load.target);
+            found.unchecked(&[Check::NoConsumer], &why);
+        }
     }
-    found.into_preflight(wishes)
 }
 
 /// What AMQP itself tells.

@@ -60,6 +60,14 @@ impl Target {
     pub fn is_bus(&self) -> bool {
         !matches!(self, Target::File { .. })
     }
+
+    /// Returns the queue, if events go to one alone.
+    pub fn queue(&self) -> Option<&str> {
+        match self {
+            Target::Queue { queue } | Target::QueueViaDefaultExchange { queue } => Some(queue),
+            Target::Exchange { .. } | Target::Original | Target::File { .. } => None,
+        }
+    }
 }
 
 /// Prints the target as a person would name it.

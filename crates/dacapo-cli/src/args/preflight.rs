@@ -3,6 +3,9 @@
 use clap::Args;
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use dacapo_engine::preflight::{Check, Wishes};
+use dacapo_engine::request::Target;
+
+use crate::exit::Failure;
 
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "Checks of the target")]
@@ -10,7 +13,7 @@ pub struct PreflightArgs {
     /// Publish in spite of what this check finds, and say so in the receipt; repeatable
     #[arg(long = "override", value_name = "CHECK", value_parser = checks())]
     pub overrides: Vec<Check>,
-    /// Refuse a queue that nobody consumes
+    /// Refuse a queue that nobody consumes; of exchanges it is not known who receives
     #[arg(long)]
     pub require_consumer: bool,
 }
@@ -23,6 +26,16 @@ fn checks() -> impl TypedValueParser<Value = Check> {
 }
 
 impl PreflightArgs {
+    /// Refuses a wish that a target of this kind cannot have.
+    pub fn refuse_unfit(&self, target: &Target) -> Result<(), Failure> {
+        if self.require_consumer && target.queue().is_none() {
+            let problem =
+                format!("--require-consumer needs a queue, and not {target}; give --to-queue");
+            return Err(Failure::usage(problem));
+        }
+        Ok(())
+    }
+
     /// Returns what these flags add to what was decided before.
     pub fn wishes(&self, before: &Wishes) -> Wishes {
         Wishes {

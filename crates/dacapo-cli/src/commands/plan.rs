@@ -26,6 +26,7 @@ const TYPES_SHOWN: usize = 20;
 pub async fn run(args: &PlanArgs, settings: &Settings, output: &Output) -> anyhow::Result<Exit> {
     let depth = if args.exact { Depth::Exact } else { Depth::Index };
     let request = request(&args.selection, &args.target, &args.pace, settings)?;
+    args.preflight.refuse_unfit(&request.target)?;
     let store = open::store(settings, Access::Read).await?;
     let (index, report) = open::synced_index(settings, &store, output, "plan").await?;
     open::refuse_empty(&index, &report, &store)?;

@@ -63,6 +63,7 @@ pub async fn run(args: &ReplayArgs, settings: &Settings, output: &Output) -> any
             }
             let depth = if args.exact { Depth::Exact } else { Depth::Index };
             let request = plan::request(&args.selection, &args.target, &args.pace, settings)?;
+            args.preflight.refuse_unfit(&request.target)?;
             if request.target.is_bus() {
                 // Asked for before the work of a plan.
                 settings.broker("dacapo replay")?;
@@ -195,6 +196,7 @@ async fn look_again(
     checks: &PreflightArgs,
     settings: &Settings,
 ) -> anyhow::Result<Preflight> {
+    checks.refuse_unfit(&plan.request.target)?;
     let facts = target::facts(&plan.request.target, &plan.request.pace, settings).await?;
     let wishes = checks.wishes(&plan.preflight.wishes);
     preflight::look(plan, confirmed, &facts, wishes, settings).await

@@ -234,6 +234,27 @@ fn a_consumer_is_missed_only_if_one_was_asked_for() {
 }
 
 #[test]
+fn consumers_that_are_not_known_are_not_taken_for_some() {
+    let target = to_queue();
+    let none = BTreeSet::new();
+    let unchecked = |facts: &Facts, require_consumer| -> Vec<(Vec<Check>, String)> {
+        let wishes = Wishes { require_consumer, ..Wishes::default() };
+        let preflight = check(&load(&target, &none), facts, wishes);
+        let told = preflight.unchecked.into_iter();
+        told.map(|unchecked| (unchecked.checks, unchecked.why)).collect()
+    };
+    let silent = Facts { consumers: None, ..facts(topology(Queue::default())) };
+    assert_eq!(unchecked(&silent, false), []);
+    let why = "the broker does not say who consumes queue `orders.v1`".to_owned();
+    assert_eq!(unchecked(&silent, true), [(vec![Check::NoConsumer], why)]);
+
+    let unasked = Facts { exists: None, denied: Err("no broker was named".to_owned()), ..silent };
+    let [(checks, why)] = &unchecked(&unasked, true)[..] else { panic!("one reason") };
+    assert_eq!(why, "no broker was named");
+    assert_eq!(*checks, [Check::TargetMissing, Check::NoPermission, Check::NoConsumer]);
+}
+
+#[test]
 fn what_is_overridden_refuses_no_longer_and_is_remembered() {
     let target = to_queue();
     let none = BTreeSet::new();

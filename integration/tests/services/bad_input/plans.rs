@@ -131,3 +131,23 @@ fn plan_and_selection_flags_exclude_each_other() {
     }
     check_nothing_began(&dacapo);
 }
+
+#[test]
+fn a_consumer_is_required_of_a_queue_alone_and_nothing_is_published_without_knowing() {
+    let dacapo = planned();
+    for target in [
+        &["--to-exchange", "shop"][..],
+        &["--to-original", "--yes"],
+        &["--to-file", "other.ndjson"],
+        &["--plan", "plan.json"],
+    ] {
+        let output = dacapo.run(["replay", "--require-consumer"].iter().chain(target).copied());
+        check_refused(&output, 2, &["--require-consumer needs a queue", "--to-queue"]);
+    }
+    check_refused(&dacapo.run(["plan", "--require-consumer"]), 2, &["needs a queue"]);
+    check_nothing_began(&dacapo);
+
+    let plan = dacapo.json(["plan", "--require-consumer", "--to-queue", "orders", "--json"]);
+    let unchecked = &plan["preflight"]["unchecked"][0];
+    assert!(unchecked["names"].as_array().unwrap().contains(&json!("no-consumer")), "{plan}");
+}
