@@ -171,6 +171,8 @@ fn parse_sequence(digits: &str) -> Option<Sequence> {
 pub struct KeptDefinitions {
     /// Where it is.
     pub key: ObjectKey,
+    /// The virtual host that they are of.
+    pub vhost: String,
     /// When they were first seen.
     pub since: Timestamp,
     /// How the digest of the object begins.
@@ -189,12 +191,13 @@ impl KeptDefinitions {
         let digest = digest.to_string()[..DEFINITIONS_DIGITS].to_owned();
         let time = since.to_jiff().strftime(DEFINITIONS_TIME);
         let key = key(format!("{}{time}-{digest}.json", definitions_of(vhost)));
-        KeptDefinitions { key, since, digest }
+        KeptDefinitions { key, vhost: vhost.to_owned(), since, digest }
     }
 
     /// Returns what a key says, or nothing if it is not one of definitions.
     pub fn parse(key: &ObjectKey) -> Option<Self> {
-        let (_, file) = key.as_str().strip_prefix(DEFINITIONS)?.split_once('/')?;
+        let (folder, file) = key.as_str().strip_prefix(DEFINITIONS)?.split_once('/')?;
+        let vhost = decoded(folder.strip_prefix("vhost=")?)?;
         let (time, digest) = file.strip_suffix(".json")?.split_once('-')?;
         // As RFC 3339 has it.
         let part = |range| time.get(range);
@@ -210,7 +213,7 @@ impl KeptDefinitions {
             clock.get(6..12)?,
         );
         let since = text.parse().ok()?;
-        Some(KeptDefinitions { key: key.clone(), since, digest: digest.to_owned() })
+        Some(KeptDefinitions { key: key.clone(), vhost, since, digest: digest.to_owned() })
     }
 }
 
@@ -225,6 +228,18 @@ pub fn definitions_of(vhost: &str) -> String {
         }
     }
     format!("{DEFINITIONS}vhost={encoded}/")
+}
+
+/// Returns the name of a virtual host as [`definitions_of`] encoded it.
+fn decoded(encoded: &str) -> Option<String> {
+    let mut parts = encoded.split('%');
+    let mut bytes = parts.next()?.as_bytes().to_owned();
+    for part in parts {
+        let (digits, rest) = part.split_at_checked(2)?;
+        bytes.push(u8::from_str_radix(digits, 16).ok()?);
+        bytes.extend_from_slice(rest.as_bytes());
+    }
+    String::from_utf8(bytes).ok()
 }
 
 fn key(text: String) -> ObjectKey {
@@ -271,9 +286,13 @@ mod tests {
         let later =
             KeptDefinitions::new("/shop é", "2026-11-24T03:00:01Z".parse().unwrap(), &digest);
         assert!(kept.key < later.key);
-        for text in
-            ["definitions/vhost=a/x.json", "definitions/vhost=a/20261124T03-1.json", "heads/a"]
-        {
+        for text in [
+            "definitions/vhost=a/x.json",
+            "definitions/vhost=a/20261124T03-1.json",
+            "heads/a",
+            "definitions/vhost=%2/20261124T030000000001Z-1.json",
+            "definitions/a/20261124T030000000001Z-1.json",
+        ] {
             assert_eq!(KeptDefinitions::parse(&text.parse().unwrap()), None, "{text}");
         }
     }

@@ -163,6 +163,11 @@ impl Settings {
         self.amqp.as_ref().map(|_| self.broker(client)).transpose()
     }
 
+    /// Returns the broker's virtual host if a broker was named.
+    pub fn vhost(&self) -> Option<&str> {
+        self.amqp.as_ref().map(AmqpUrl::vhost)
+    }
+
     /// Returns the broker's management plugin if one was named.
     pub fn management(&self) -> Option<&Management> {
         self.management.as_ref()

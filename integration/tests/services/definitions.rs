@@ -1,5 +1,10 @@
 //! The broker's definitions are kept at each change, and a lost broker is made again from them.
 
+use std::fs;
+use std::path::Path;
+
+use dacapo_archive::layout::KeptDefinitions;
+use dacapo_event::Digest;
 use dacapo_integration::dacapo::Dacapo;
 use dacapo_integration::folder::RunFolder;
 use dacapo_integration::rabbit::Rabbit;
@@ -95,4 +100,52 @@ fn a_lost_broker_is_made_again_from_what_the_archive_kept() {
 fn list(platform: &Platform) -> Vec<Value> {
     let listed = platform.dacapo.json(["archive", "definitions", "--list", "--json"]);
     listed["definitions"].as_array().unwrap().clone()
+}
+
+/// Keeps definitions without a broker, as an archiver would have.
+fn keep(dacapo: &Dacapo, vhost: &str, definitions: &str) {
+    let since = "2026-11-23T12:00:00Z".parse().unwrap();
+    let digest = Digest::of(definitions.as_bytes());
+    let kept = KeptDefinitions::new(vhost, since, &digest);
+    let path = Path::new(dacapo.archive()).join(kept.key.as_str());
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    fs::write(path, definitions).unwrap();
+}
+
+#[test]
+fn the_definitions_shown_are_those_of_the_brokers_virtual_host_and_others_are_named() {
+    let mut dacapo = Dacapo::new();
+    let shop = r#"{"queues":["of shop"]}"#;
+    keep(&dacapo, "shop", shop);
+    keep(&dacapo, "a/b", "{}");
+    let show = |dacapo: &Dacapo, flags: &[&str]| {
+        dacapo.run(["archive", "definitions"].iter().chain(flags))
+    };
+    let unnamed = show(&dacapo, &[]);
+    unnamed.check(3);
+    let words = "virtual host `/` were kept";
+    assert!(unnamed.stderr.contains(words), "{unnamed:?}");
+    assert!(
+        unnamed.stderr.contains("give --vhost: there are those of `a/b`, `shop`"),
+        "{unnamed:?}"
+    );
+    // The broker is lost, so nobody answers at its address.
+    dacapo.set("DACAPO_AMQP", "amqp://dacapo:sesame@127.0.0.1:1/shop");
+    let own = show(&dacapo, &[]);
+    own.check(0);
+    assert_eq!(own.stdout.trim_end(), shop);
+    let other = show(&dacapo, &["--vhost", "a/b"]);
+    other.check(0);
+    assert_eq!(other.stdout.trim_end(), "{}");
+    let early = show(&dacapo, &["--at", "2026-11-22"]);
+    early.check(3);
+    assert!(early.stderr.contains("the first ones are of 2026-11-23T12:00:00Z"), "{early:?}");
+
+    let vhosts = |flags: &[&str]| -> Vec<String> {
+        let listed = show(&dacapo, &[&["--list", "--json"], flags].concat()).json();
+        let listed = listed["definitions"].as_array().unwrap().clone();
+        listed.iter().map(|kept| kept["vhost"].as_str().unwrap().to_owned()).collect()
+    };
+    assert_eq!(vhosts(&[]), ["a/b", "shop"]);
+    assert_eq!(vhosts(&["--vhost", "shop"]), ["shop"]);
 }

@@ -51,9 +51,9 @@ pub struct RunArgs {
 
 #[derive(Debug, Args)]
 pub struct DefinitionsArgs {
-    /// The virtual host
-    #[arg(long, default_value = "/", value_name = "VHOST")]
-    pub vhost: String,
+    /// The virtual host [default: that of --amqp, else `/`; with --list all]
+    #[arg(long, value_name = "VHOST")]
+    pub vhost: Option<String>,
     /// Those in force at this time instead of the last ones: RFC 3339, a date, or "2h ago"
     #[arg(long, value_name = "TIME", conflicts_with = "list")]
     pub at: Option<String>,

@@ -1,6 +1,7 @@
 //! The broker's definitions, kept in the archive at each change, so that a lost broker can be made
 //! again: `dacapo archive run` keeps them, `dacapo archive definitions` shows them.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,7 +9,7 @@ use anyhow::{Context, bail};
 use bytes::Bytes;
 use dacapo_archive::layout::{self, KeptDefinitions};
 use dacapo_archive::store::{ByteRange, Put, Store};
-use dacapo_event::{Clock, Digest};
+use dacapo_event::{Clock, Digest, Timestamp};
 use dacapo_filter::parse_time;
 use dacapo_management::Management;
 use prometheus_client::metrics::counter::Counter;
@@ -25,6 +26,9 @@ use crate::settings::Settings;
 
 /// How often the broker is asked: what is made and taken away again within it is not seen.
 const EVERY: Duration = Duration::from_secs(300);
+
+/// Shown if neither a virtual host nor a broker is named: RabbitMQ's own default.
+const DEFAULT_VHOST: &str = "/";
 
 /// Keeps the definitions of one virtual host for as long as it is polled.
 #[derive(Debug)]
@@ -79,7 +83,7 @@ impl Keeping {
         }
         let kept = KeptDefinitions::new(&self.vhost, (self.clock)(), &digest);
         // A standby or an earlier run may have kept them.
-        let newest = all(&self.store, &self.vhost).await?.pop();
+        let newest = all(&self.store, &layout::definitions_of(&self.vhost)).await?.pop();
         if newest.is_none_or(|newest| newest.digest != kept.digest) {
             match self.store.put_new(&kept.key, Bytes::from(text)).await? {
                 Put::Created => {
@@ -93,12 +97,11 @@ impl Keeping {
     }
 }
 
-/// Returns all that was kept of a virtual host, oldest first.
-async fn all(store: &Arc<dyn Store>, vhost: &str) -> anyhow::Result<Vec<KeptDefinitions>> {
-    let prefix = layout::definitions_of(vhost);
+/// Returns all that was kept below a prefix, by virtual host, oldest first.
+async fn all(store: &Arc<dyn Store>, prefix: &str) -> anyhow::Result<Vec<KeptDefinitions>> {
     let (mut kept, mut after) = (Vec::new(), None);
     loop {
-        let page = store.list(&prefix, after.as_ref()).await?;
+        let page = store.list(prefix, after.as_ref()).await?;
         kept.extend(page.objects.iter().filter_map(|object| KeptDefinitions::parse(&object.key)));
         match page.objects.last() {
             Some(last) if page.more => after = Some(last.key.clone()),
@@ -115,27 +118,14 @@ pub async fn show(
 ) -> anyhow::Result<Exit> {
     let at = args.at.as_deref().map(|text| parse_time(text, settings.now())).transpose()?;
     let store = open::store(settings, Access::Read).await?;
-    let mut kept = all(&store, &args.vhost).await?;
     if args.list {
-        let row = |kept: &KeptDefinitions| vec![kept.since.to_string(), kept.key.to_string()];
-        let rows: Vec<Vec<String>> = kept.iter().map(row).collect();
-        let json = |kept: &KeptDefinitions| json!({ "since": kept.since.to_string(), "object": kept.key.as_str() });
-        let all: Vec<Value> = kept.iter().map(json).collect();
-        output.result(&json!({ "vhost": args.vhost, "definitions": all }), || {
-            format::table(&["SINCE", "OBJECT"], &rows)
-        })?;
-        return Ok(Exit::Success);
+        return list(args, &store, output).await;
     }
+    let vhost = args.vhost.as_deref().or(settings.vhost()).unwrap_or(DEFAULT_VHOST);
+    let mut kept = all(&store, &layout::definitions_of(vhost)).await?;
     kept.retain(|kept| at.is_none_or(|at| kept.since <= at));
     let Some(newest) = kept.pop() else {
-        let problem = format!(
-            "no definitions of virtual host `{}` were kept{} in {}; `dacapo archive run --management URL` \
-             keeps them, and --list tells since when",
-            args.vhost,
-            at.map_or(String::new(), |at| format!(" up to {at}")),
-            store.location()
-        );
-        return Err(Failure::configuration(problem).into());
+        return Err(none_kept(vhost, at, &store).await?.into());
     };
     let text = store.get(&newest.key, ByteRange::Full).await?;
     if !Digest::of(&text).to_string().starts_with(&newest.digest) {
@@ -145,4 +135,55 @@ pub async fn show(
     let json = serde_json::from_slice(&text).context("the definitions are JSON")?;
     output.result(&json, || String::from_utf8_lossy(&text).into_owned() + "\n")?;
     Ok(Exit::Success)
+}
+
+async fn list(
+    args: &DefinitionsArgs,
+    store: &Arc<dyn Store>,
+    output: &Output,
+) -> anyhow::Result<Exit> {
+    let prefix = args.vhost.as_deref().map_or(layout::DEFINITIONS.into(), layout::definitions_of);
+    let kept = all(store, &prefix).await?;
+    let row = |kept: &KeptDefinitions| {
+        vec![kept.vhost.clone(), kept.since.to_string(), kept.key.to_string()]
+    };
+    let rows: Vec<Vec<String>> = kept.iter().map(row).collect();
+    let json = |kept: &KeptDefinitions| {
+        json!({
+            "vhost": kept.vhost,
+            "since": kept.since.to_string(),
+            "object": kept.key.as_str(),
+        })
+    };
+    let all: Vec<Value> = kept.iter().map(json).collect();
+    output.result(&json!({ "definitions": all }), || match rows.is_empty() {
+        true => format!("no definitions in {}\n", store.location()),
+        false => format::table(&["VIRTUAL HOST", "SINCE", "OBJECT"], &rows),
+    })?;
+    Ok(Exit::Success)
+}
+
+/// Returns the error of definitions that are not there, with the next step: to look at another time
+/// or virtual host if anything was kept, else to begin to keep them.
+async fn none_kept(
+    vhost: &str,
+    at: Option<Timestamp>,
+    store: &Arc<dyn Store>,
+) -> anyhow::Result<Failure> {
+    let kept = all(store, layout::DEFINITIONS).await?;
+    let of_vhost = kept.iter().find(|kept| kept.vhost == vhost);
+    let others: BTreeSet<String> = kept.iter().map(|kept| format!("`{}`", kept.vhost)).collect();
+    let next_step = match (of_vhost, others.is_empty()) {
+        (Some(first), _) => format!("the first ones are of {}", first.since),
+        (None, false) => {
+            let others: Vec<String> = others.into_iter().collect();
+            format!("give --vhost: there are those of {}", others.join(", "))
+        }
+        (None, true) => "`dacapo archive run --management URL` keeps them".to_owned(),
+    };
+    let until = at.map_or(String::new(), |at| format!(" up to {at}"));
+    Ok(Failure::configuration(format!(
+        "no definitions of virtual host `{vhost}` were kept{until} in {}; {next_step}",
+        store.location()
+    )))
 }
