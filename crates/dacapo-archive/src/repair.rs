@@ -102,6 +102,15 @@ impl Report {
     }
 }
 
+/// How far a repair has come in gathering what there is; the rest takes no time beside it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// Chain entries and segments judged.
+    pub objects: u64,
+    /// Chain entries and segments listed in all.
+    pub objects_all: u64,
+}
+
 /// Mends the archive in `store`; over a [`crate::store::overlay::Overlay`] it changes nothing and
 /// tells what it would do.
 ///
@@ -112,11 +121,21 @@ impl Report {
 ///
 /// # Errors
 /// The store fails.
-pub async fn repair(store: Arc<dyn Store>, clock: Clock) -> Result<Report, ArchiveError> {
+pub async fn repair(
+    store: Arc<dyn Store>,
+    clock: Clock,
+    mut progress: impl FnMut(Progress),
+) -> Result<Report, ArchiveError> {
     let mut report = Report::default();
-    for name in streams(&*store).await? {
+    let (streams, objects_all) = streams(&*store).await?;
+    let mut so_far = Progress { objects: 0, objects_all };
+    for name in streams {
         report.streams += 1;
-        let known = gather(&store, &name).await?;
+        let known = gather(&store, &name, || {
+            so_far.objects += 1;
+            progress(so_far);
+        })
+        .await?;
         let rebuilt = proof::rebuilt(&known.evidence());
         for entry in &rebuilt {
             mend_entry(&*store, &name, &known, entry, &mut report).await?;
@@ -130,26 +149,31 @@ pub async fn repair(store: Arc<dyn Store>, clock: Clock) -> Result<Report, Archi
     Ok(report)
 }
 
-/// Returns all streams of which there is anything.
-async fn streams(store: &dyn Store) -> Result<BTreeSet<StreamName>, ArchiveError> {
-    let mut streams = BTreeSet::new();
+/// Returns all streams of which there is anything, and how many chain entries and segments there
+/// are.
+async fn streams(store: &dyn Store) -> Result<(BTreeSet<StreamName>, u64), ArchiveError> {
+    let (mut streams, mut objects) = (BTreeSet::new(), 0);
     for prefix in [layout::HEADS, layout::CHAIN, layout::SEGMENTS] {
         for object in chain::list_all(store, prefix, None).await? {
             let key = &object.key;
-            let name = layout::parse_head(key)
-                .or_else(|| layout::parse_chain_entry(key).map(|(name, _)| name))
-                .or_else(|| layout::parse_segment(key).map(|(name, _)| name));
-            streams.extend(name);
+            let entry_or_segment =
+                layout::parse_chain_entry(key).or_else(|| layout::parse_segment(key));
+            objects += u64::from(entry_or_segment.is_some());
+            streams.extend(entry_or_segment.map(|(name, _)| name).or(layout::parse_head(key)));
         }
     }
-    Ok(streams)
+    Ok((streams, objects))
 }
 
 /// Reads head, entries and footers of a stream, and whole segments where no entry agrees with them.
 ///
 /// The head is read first and entries last: what a running writer adds between makes the end of
 /// the chain later than the head says, never earlier.
-async fn gather(store: &Arc<dyn Store>, name: &StreamName) -> Result<Known, ArchiveError> {
+async fn gather(
+    store: &Arc<dyn Store>,
+    name: &StreamName,
+    mut judged: impl FnMut(),
+) -> Result<Known, ArchiveError> {
     let mut known = Known::default();
     let key = layout::head(name);
     if let Some(bytes) = chain::get_if_there(&**store, &key).await? {
@@ -168,6 +192,7 @@ async fn gather(store: &Arc<dyn Store>, name: &StreamName) -> Result<Known, Arch
         .map(|(_, first)| read_entry(store, name, first, &sizes))
         .buffered(READS_AT_ONCE);
     while let Some((first, bytes, listed, sound)) = entries.try_next().await? {
+        judged();
         if let (Some(entry), Some((times, mark))) = (&listed.entry, sound) {
             known.segments.insert(entry.segment.clone(), (times, mark));
         }
@@ -177,13 +202,13 @@ async fn gather(store: &Arc<dyn Store>, name: &StreamName) -> Result<Known, Arch
     drop(entries);
     // One at a time: a whole segment is held.
     for object in &segments {
-        if known.segments.contains_key(&object.key) {
-            continue;
-        }
-        if let Some(sound) = examine(store, name, &object.key).await? {
+        if !known.segments.contains_key(&object.key)
+            && let Some(sound) = examine(store, name, &object.key).await?
+        {
             known.segments.insert(object.key.clone(), (sound.times, sound.source_mark));
             known.orphans.push(sound.entry);
         }
+        judged();
     }
     Ok(known)
 }

@@ -40,7 +40,7 @@ fn segment(stream: &str, first: Sequence) -> ObjectKey {
 fn repaired(damaged: &Objects) -> (Objects, Report) {
     block_on(async {
         let store = store_of(damaged).await;
-        let report = repair(Arc::clone(&store), clock).await.unwrap();
+        let report = repair(Arc::clone(&store), clock, |_| {}).await.unwrap();
         let mut all = objects(&store).await;
         for mended in &report.mended {
             let kept = mended.kept.as_ref().map(|kept| &all[kept]);
@@ -279,8 +279,8 @@ fn killed_at_any_store_call_and_run_again_the_archive_is_as_it_was() {
         for calls in 0.. {
             let store = store_of(&damaged).await;
             let dying = Dying { store: Arc::clone(&store), calls_left: AtomicUsize::new(calls) };
-            let ended = repair(Arc::new(dying), clock).await.is_ok();
-            repair(Arc::clone(&store), clock).await.unwrap();
+            let ended = repair(Arc::new(dying), clock, |_| {}).await.is_ok();
+            repair(Arc::clone(&store), clock, |_| {}).await.unwrap();
             let mut all = objects(&store).await;
             let kept = all.keys().filter(|key| key.as_str().starts_with(layout::DAMAGED)).count();
             assert_eq!(kept, 3, "killed at call {calls}: {:#?}", all.keys());
@@ -299,7 +299,7 @@ async fn a_stream_goes_on_after_its_repair() {
     damaged.remove(&entry("shop", 9));
     flip(&mut damaged, &head("shop"), "10", "11");
     let store = store_of(&damaged).await;
-    repair(Arc::clone(&store), clock).await.unwrap();
+    repair(Arc::clone(&store), clock, |_| {}).await.unwrap();
     extend(&store, "shop", 2, "later").await;
     let report = verify(store, &[], |_| {}).await.unwrap();
     assert_eq!((report.problems, report.events), (vec![], 20));
@@ -353,6 +353,25 @@ fn apply(damages: &[Damage], may_be: impl Fn(&ObjectKey) -> bool) -> Objects {
     objects
 }
 
+#[test]
+fn a_repair_says_how_far_it_has_come_be_the_archive_sound_or_without_its_chain() {
+    for lacking in ["nothing", layout::CHAIN] {
+        let mut damaged = SOUND.clone();
+        damaged.retain(|key, _| !key.as_str().starts_with(lacking));
+        let of_kind =
+            |prefix| damaged.keys().filter(|key| key.as_str().starts_with(prefix)).count();
+        let all = (of_kind(layout::CHAIN) + of_kind(layout::SEGMENTS)) as u64;
+        let mut told = Vec::new();
+        block_on(async {
+            let store = store_of(&damaged).await;
+            let progress = |at: Progress| told.push((at.objects, at.objects_all));
+            repair(store, clock, progress).await
+        })
+        .unwrap();
+        assert_eq!(told, (1..=all).map(|objects| (objects, all)).collect::<Vec<_>>());
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
 
@@ -384,7 +403,7 @@ proptest! {
         block_on(async {
             let below = store_of(&damaged).await;
             let overlay: Arc<dyn Store> = Arc::new(Overlay::new(Arc::clone(&below)));
-            repair(Arc::clone(&overlay), clock).await.unwrap();
+            repair(Arc::clone(&overlay), clock, |_| {}).await.unwrap();
             let mut told = objects(&overlay).await;
             told.retain(|key, _| !key.as_str().starts_with(layout::DAMAGED));
             assert_eq!(told, result);

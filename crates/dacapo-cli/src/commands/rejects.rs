@@ -14,6 +14,7 @@ use dacapo_engine::state::State;
 use crate::args::SelectionArgs;
 use crate::exit::Failure;
 use crate::output::Output;
+use crate::progress::Steps;
 use crate::settings::Settings;
 
 /// Returns the target to which the events of a reject file were refused, if there is a file.
@@ -62,7 +63,10 @@ pub async fn verify(
         );
         return Err(Failure::configuration(problem).into());
     }
-    again.verify(store, plan).await?;
+    let mut steps = Steps::new(output, "looking for the rejected events (segments)");
+    let all = plan.segments.len() as u64;
+    again.verify(store, plan, |read| steps.at(read, all)).await?;
+    steps.finish();
     if again.torn {
         output.talk("note       the last line of the reject file is torn; it is left out");
     }

@@ -104,11 +104,16 @@ impl ToTryAgain {
     }
 
     /// Makes sure that the archive has every event as it was refused, reading those segments of the
-    /// plan that hold them.
+    /// plan that hold them; `progress` is told how many of them are read.
     ///
     /// # Errors
     /// One is not there any more, or another event is in its place; the archive cannot be read.
-    pub async fn verify(&self, store: &Arc<dyn Store>, plan: &Plan) -> Result<(), EngineError> {
+    pub async fn verify(
+        &self,
+        store: &Arc<dyn Store>,
+        plan: &Plan,
+        mut progress: impl FnMut(u64),
+    ) -> Result<(), EngineError> {
         let selection = Arc::new(Selection::compile(SelectionSpec {
             places: self.places(),
             ..SelectionSpec::default()
@@ -117,7 +122,10 @@ impl ToTryAgain {
         let mut checks = stream::iter(&plan.segments)
             .map(|segment| self.verify_in(store, segment, &selection))
             .buffered(CHECKED_AT_ONCE);
+        let mut read = 0;
         while let Some(found) = checks.try_next().await? {
+            read += 1;
+            progress(read);
             for place in &found {
                 missing.remove(place);
             }

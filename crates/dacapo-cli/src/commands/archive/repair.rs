@@ -31,7 +31,12 @@ pub async fn run(args: &RepairArgs, settings: &Settings, output: &Output) -> any
         true => Arc::new(Overlay::new(Arc::clone(&archive))),
         false => Arc::clone(&archive),
     };
-    let report = repair(Arc::clone(&store), settings.clock).await?;
+    let mut steps = Steps::new(output, "reading the chain");
+    let report = repair(Arc::clone(&store), settings.clock, |progress| {
+        steps.at(progress.objects, progress.objects_all);
+    })
+    .await?;
+    steps.finish();
     let mut steps = Steps::new(output, "verifying (MB)");
     let after = verify(Arc::clone(&store), &[], |progress| {
         steps.at(progress.bytes / 1_000_000, progress.bytes_all / 1_000_000);

@@ -76,7 +76,9 @@ async fn refused_events_are_passed_over_recorded_and_tried_again_from_the_file()
     let retry = SelectionSpec { places: again.places(), ..SelectionSpec::default() };
     let plan = world.plan_to_shop(retry.clone()).await;
     assert_eq!((plan.events, plan.exact), (MAILS, true));
-    again.verify(&world.archive.store, &plan).await.unwrap();
+    let mut read = Vec::new();
+    again.verify(&world.archive.store, &plan, |segments| read.push(segments)).await.unwrap();
+    assert_eq!(read, (1..=plan.segments.len() as u64).collect::<Vec<_>>(), "how far it has come");
     world.bind("mail.*");
     let locked = world.state.create(ReplayId::new(clock(), &plan.hash(), 1), &plan).unwrap();
     let finished = world.run(&locked, &plan, &world.shop_target()).await;
@@ -178,12 +180,12 @@ async fn an_event_that_is_gone_from_the_archive_or_another_is_named() {
     let other = World::new(Archive::of(vec![other.collect()], 5).await);
     let places = SelectionSpec { places: again.places(), ..SelectionSpec::default() };
     let plan = other.plan(request(places.clone())).await;
-    let error = again.verify(&other.archive.store, &plan).await.unwrap_err().to_string();
+    let error = again.verify(&other.archive.store, &plan, |_| {}).await.unwrap_err().to_string();
     assert!(error.starts_with("event `e-2` of `") && error.contains("`other-2`"), "{error}");
 
     let shorter = (0..5).map(|n| event(n, at(n))).collect();
     let shorter = World::new(Archive::of(vec![shorter], 5).await);
     let plan = shorter.plan(request(places)).await;
-    let error = again.verify(&shorter.archive.store, &plan).await.unwrap_err().to_string();
+    let error = again.verify(&shorter.archive.store, &plan, |_| {}).await.unwrap_err().to_string();
     assert!(error.contains("event `e-5`") && error.contains("is not at s0:6"), "{error}");
 }
