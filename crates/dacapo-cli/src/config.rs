@@ -56,9 +56,8 @@ impl Config {
             None if Path::new(DEFAULT).exists() => Path::new(DEFAULT),
             None => return Ok(Config::default()),
         };
-        let text = std::fs::read_to_string(path).map_err(|error| {
-            Failure::configuration(format!("failed to read `{}`: {error}", path.display()))
-        })?;
+        let text =
+            std::fs::read_to_string(path).map_err(|error| Failure::file("read", path, &error))?;
         // The parser's own words quote the line, which may hold the password.
         toml::from_str(&text).map_err(|error| {
             let before = &text[..error.span().map_or(0, |span| span.start)];

@@ -2,6 +2,7 @@
 //! and in docs/operations.md, and do not change.
 
 use std::fmt;
+use std::path::Path;
 use std::process::ExitCode;
 
 use dacapo_archive::ArchiveError;
@@ -52,6 +53,11 @@ impl Failure {
     /// Something about the configuration.
     pub fn configuration(message: impl Into<String>) -> Self {
         Failure { exit: Exit::Configuration, message: message.into() }
+    }
+
+    /// A file that cannot be read or written; `action` is the verb.
+    pub fn file(action: &str, path: &Path, error: &std::io::Error) -> Self {
+        Failure::configuration(format!("failed to {action} `{}`: {error}", path.display()))
     }
 
     /// Something about how the command was used.

@@ -151,9 +151,7 @@ fn ids_of(path: &Path) -> anyhow::Result<Vec<String>> {
 pub fn read_bounded(path: &Path, most: u64) -> anyhow::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     let read = File::open(path).and_then(|file| file.take(most + 1).read_to_end(&mut bytes));
-    read.map_err(|error| {
-        Failure::configuration(format!("failed to read `{}`: {error}", path.display()))
-    })?;
+    read.map_err(|error| Failure::file("read", path, &error))?;
     if bytes.len() as u64 > most {
         let problem = format!("`{}` has more than the {most} bytes that are read", path.display());
         return Err(Failure::configuration(problem).into());

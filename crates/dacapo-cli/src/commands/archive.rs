@@ -3,7 +3,6 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::Context;
 use dacapo_amqp::{AmqpSubscribe, BlindSpot, blind_spots};
 use dacapo_archive::chain::Head;
 use dacapo_archive::store::ObjectKey;
@@ -344,8 +343,7 @@ fn read_heads(path: &Path) -> anyhow::Result<Vec<Head>> {
             path.display()
         ))
     };
-    let text =
-        std::fs::read(path).with_context(|| format!("failed to read `{}`", path.display()))?;
+    let text = std::fs::read(path).map_err(|error| Failure::file("read", path, &error))?;
     let values: Vec<Value> =
         serde_json::from_slice(&text).map_err(|error| unreadable(error.to_string()))?;
     let key: ObjectKey = "heads".parse()?;
@@ -362,5 +360,5 @@ fn write_heads(path: &Path, heads: &[Head]) -> anyhow::Result<()> {
         .map(|head| serde_json::from_slice(&head.to_bytes()))
         .collect::<Result<_, _>>()?;
     let text = serde_json::to_vec_pretty(&values)?;
-    std::fs::write(path, text).with_context(|| format!("failed to write `{}`", path.display()))
+    std::fs::write(path, text).map_err(|error| Failure::file("write", path, &error).into())
 }

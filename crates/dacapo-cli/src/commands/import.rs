@@ -5,7 +5,6 @@ use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::Context;
 use dacapo_archive::store::Store;
 use dacapo_archiver::WriteOnce;
 use dacapo_archiver::import::{BadLines, Field, FieldMap, ImportConfig, ImportReport, import};
@@ -69,9 +68,7 @@ async fn import_one(
                 }
                 Ok((file, metadata.len()))
             };
-            let (file, size) = open().map_err(|error| {
-                Failure::configuration(format!("failed to read `{}`: {error}", path.display()))
-            })?;
+            let (file, size) = open().map_err(|error| Failure::file("read", path, &error))?;
             (Box::new(file), size)
         }
     };
@@ -80,8 +77,8 @@ async fn import_one(
         false => BadLines::Stop,
         true => {
             refuse_foreign(&rejects)?;
-            let file = File::create(&rejects)
-                .with_context(|| format!("failed to write `{}`", rejects.display()))?;
+            let file =
+                File::create(&rejects).map_err(|error| Failure::file("write", &rejects, &error))?;
             BadLines::Keep(Box::new(file))
         }
     };

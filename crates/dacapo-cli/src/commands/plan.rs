@@ -14,7 +14,7 @@ use dacapo_index::Index;
 
 use super::{preflight, rejects, target};
 use crate::args::{PaceArgs, PlanArgs, PreflightArgs, SelectionArgs, TargetArgs};
-use crate::exit::Exit;
+use crate::exit::{Exit, Failure};
 use crate::format;
 use crate::open::{self, Access};
 use crate::output::Output;
@@ -94,7 +94,7 @@ pub async fn make(
 
 fn save(path: &Path, json: &serde_json::Value) -> anyhow::Result<()> {
     let text = serde_json::to_vec_pretty(json).context("a plan becomes JSON")?;
-    std::fs::write(path, text).with_context(|| format!("failed to write `{}`", path.display()))
+    std::fs::write(path, text).map_err(|error| Failure::file("write", path, &error).into())
 }
 
 /// Returns a plan as a person reads it.

@@ -121,9 +121,7 @@ pub fn refuse_shortened(target: &Target, confirmed: u64) -> anyhow::Result<()> {
         return Ok(());
     }
     let lines = match File::open(path) {
-        Ok(file) => lines_of(file).map_err(|error| {
-            Failure::configuration(format!("failed to read `{}`: {error}", path.display()))
-        })?,
+        Ok(file) => lines_of(file).map_err(|error| Failure::file("read", path, &error))?,
         Err(_) => 0,
     };
     if lines < confirmed {

@@ -116,9 +116,7 @@ fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     File::open(path)
         .and_then(|file| file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes))
-        .map_err(|error| {
-            Failure::configuration(format!("failed to read `{}`: {error}", path.display()))
-        })?;
+        .map_err(|error| Failure::file("read", path, &error))?;
     match bytes.len() as u64 > FILE_BYTES_MAX {
         true => Err(wrong(path, "is too large for a password, key or certificate").into()),
         false => Ok(bytes),

@@ -60,3 +60,20 @@ fn a_file_that_cannot_be_made_is_refused_before_there_is_a_replay() {
     check_refused(&refused, 3, &["no/such/folder", "make it first"]);
     assert_eq!(dacapo.json(["replays", "ls", "--json"])["replays"].as_array().unwrap().len(), 0);
 }
+
+#[test]
+fn a_file_that_cannot_be_read_or_written_is_wrong_configuration_whatever_it_is_for() {
+    let dacapo = shop();
+    dacapo.file("in.ndjson", "no event\n");
+    let missing = "no/such/file";
+    for command in [
+        &["archive", "verify", "--expect-heads", missing][..],
+        &["archive", "verify", "--write-heads", missing],
+        &["archive", "import", "in.ndjson", "--skip-bad", "--rejects", missing],
+        &["plan", "--out", missing],
+        &["replay", "--plan", missing],
+        &["events", "--rejects", missing],
+    ] {
+        check_refused(&dacapo.run(command), 3, &["`no/such/file`"]);
+    }
+}
