@@ -7,15 +7,16 @@ mod preflight;
 mod selection;
 mod target;
 
-use std::num::NonZeroU64;
 use std::path::PathBuf;
 
 use clap::builder::styling::Styles;
+use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use dacapo_engine::rejects::{PASSED_OVER_MAX_DEFAULT, REJECTS_MAX};
 use dacapo_republish::OnReject;
 
+use crate::exit::Failure;
 pub use archive::{
     CompactArgs, DefinitionsArgs, FieldArgs, ImportArgs, LsArgs, RepairArgs, RunArgs, VerifyArgs,
 };
@@ -23,6 +24,9 @@ pub use pace::{PaceArgs, parse_bytes};
 pub use preflight::PreflightArgs;
 pub use selection::{SelectionArgs, read_bounded};
 pub use target::TargetArgs;
+
+/// What is logged unless something else is asked for.
+pub const LOG_DEFAULT: &str = "warn,lapin=off";
 
 const AFTER_HELP: &str = "\
 A first look, with nothing installed:
@@ -62,16 +66,16 @@ pub struct GlobalArgs {
     pub archive: Option<String>,
     /// The local index; derived from the archive, may be deleted at any time [default: one for each
     /// archive under ~/.cache/dacapo]
-    #[arg(long, global = true, env = "DACAPO_INDEX", value_name = "DIR")]
+    #[arg(long, global = true, env = "DACAPO_INDEX", value_name = "DIR", value_parser = path_or_nothing())]
     pub index: Option<PathBuf>,
     /// Journals, checkpoints and receipts of replays; not derived, keep it [default:
     /// ~/.local/state/dacapo]
-    #[arg(long, global = true, env = "DACAPO_STATE", value_name = "DIR")]
+    #[arg(long, global = true, env = "DACAPO_STATE", value_name = "DIR", value_parser = path_or_nothing())]
     pub state: Option<PathBuf>,
     /// What events may take in memory, all buffers together, with the suffix Ki, Mi or Gi; the
     /// process takes some 40 MB beside it [default: 128Mi]
-    #[arg(long, global = true, env = "DACAPO_MEMORY", value_parser = parse_bytes, value_name = "BYTES")]
-    pub memory: Option<NonZeroU64>,
+    #[arg(long, global = true, env = "DACAPO_MEMORY", value_name = "BYTES")]
+    pub memory: Option<String>,
     /// The broker: `amqp://user@host:5672/vhost`, or `amqps://` (with
     /// `?auth_mechanism=external` the client certificate says who the user is); other users of
     /// this machine see a password that is given here
@@ -110,7 +114,7 @@ pub struct GlobalArgs {
     )]
     pub management: Option<String>,
     /// Configuration file [default: ./dacapo.toml if it is there]
-    #[arg(long, global = true, env = "DACAPO_CONFIG", value_name = "FILE")]
+    #[arg(long, global = true, env = "DACAPO_CONFIG", value_name = "FILE", value_parser = path_or_nothing())]
     pub config: Option<PathBuf>,
     /// Print one JSON object (lists of events: one a line) on stdout
     #[arg(long, global = true)]
@@ -120,7 +124,7 @@ pub struct GlobalArgs {
         long,
         global = true,
         env = "DACAPO_LOG",
-        default_value = "warn,lapin=off",
+        default_value = LOG_DEFAULT,
         value_name = "LEVEL"
     )]
     pub log: String,
@@ -131,8 +135,14 @@ pub struct GlobalArgs {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
+    #[value(alias = "")]
     Text,
     Json,
+}
+
+/// Takes a path, or nothing at all from a variable that is set to nothing.
+fn path_or_nothing() -> impl TypedValueParser<Value = PathBuf> {
+    OsStringValueParser::new().map(PathBuf::from)
 }
 
 #[derive(Debug, Subcommand)]
@@ -271,7 +281,8 @@ pub struct RunningArgs {
     /// told last]
     #[arg(long, value_name = "WHAT")]
     pub on_reject: Option<OnRejectArg>,
-    /// Pass over no more than this many refused events, then stop [default: 1000]
+    /// With --on-reject skip: pass over no more than this many refused events, then stop [default:
+    /// 1000]
     #[arg(long, value_name = "N", requires = "on_reject")]
     #[arg(value_parser = clap::value_parser!(u64).range(1..=REJECTS_MAX))]
     pub max_rejects: Option<u64>,
@@ -290,12 +301,18 @@ pub enum OnRejectArg {
 
 impl RunningArgs {
     /// Returns what was said about refused events, if anything was.
-    pub fn on_reject(&self) -> Option<OnReject> {
+    pub fn on_reject(&self) -> Result<Option<OnReject>, Failure> {
         let most = self.max_rejects.unwrap_or(PASSED_OVER_MAX_DEFAULT.get());
-        self.on_reject.map(|what| match what {
-            OnRejectArg::Stop => OnReject::Stop,
-            OnRejectArg::Skip => OnReject::Skip { most },
-        })
+        match (self.on_reject, self.max_rejects) {
+            (None, _) => Ok(None),
+            (Some(OnRejectArg::Skip), _) => Ok(Some(OnReject::Skip { most })),
+            (Some(OnRejectArg::Stop), None) => Ok(Some(OnReject::Stop)),
+            (Some(OnRejectArg::Stop), Some(_)) => {
+                let problem = "--max-rejects is for --on-reject skip; with stop the first event that \
+                               is refused ends the replay";
+                Err(Failure::usage(problem))
+            }
+        }
     }
 }
 

@@ -11,7 +11,7 @@ use dacapo_event::{Clock, Digest, MemoryBudget, Timestamp};
 use dacapo_management::{Management, ManagementError};
 use dacapo_s3::S3Options;
 
-use crate::args::{GlobalArgs, LogFormat, parse_bytes};
+use crate::args::{GlobalArgs, LOG_DEFAULT, LogFormat, parse_bytes};
 use crate::config::Config;
 use crate::exit::Failure;
 use account::Account;
@@ -79,10 +79,10 @@ impl FromStr for ArchiveUrl {
 impl Settings {
     /// Resolves flags over environment over file.
     pub fn resolve(args: &GlobalArgs) -> anyhow::Result<Self> {
-        let config = Config::load(args.config.as_deref())?;
+        let config = Config::load(path(&args.config).as_deref())?;
         let archive = said(&args.archive).or(config.archive);
         let archive = archive.map(|text| text.parse()).transpose()?;
-        let state = args.state.clone().or(config.state);
+        let state = path(&args.state).or(config.state);
         let state = state.unwrap_or_else(|| home().join(".local/state/dacapo"));
 
         let amqp = said(&args.amqp).or(config.amqp);
@@ -104,15 +104,18 @@ impl Settings {
         })?;
         Ok(Settings {
             archive,
-            index: args.index.clone().or(config.index),
+            index: path(&args.index).or(config.index),
             state,
             amqp,
             account,
             management,
-            log: args.log.clone(),
+            log: match args.log.as_str() {
+                "" => LOG_DEFAULT.to_owned(),
+                log => log.to_owned(),
+            },
             log_format: args.log_format,
             clock: wall_clock,
-            memory: memory(args.memory, config.memory.as_deref())?,
+            memory: memory(said(&args.memory), config.memory)?,
         })
     }
 
@@ -190,15 +193,19 @@ fn said(text: &Option<String>) -> Option<String> {
     text.clone().filter(|text| !text.is_empty())
 }
 
-fn memory(flag: Option<NonZeroU64>, file: Option<&str>) -> anyhow::Result<MemoryBudget> {
-    let from_file = || -> anyhow::Result<Option<NonZeroU64>> {
-        let parsed = file.map(parse_bytes).transpose();
-        parsed.map_err(|error| {
-            Failure::configuration(format!("`memory` in the configuration file: {error}")).into()
-        })
-    };
-    let Some(bytes) = flag.map_or_else(from_file, |bytes| Ok(Some(bytes)))? else {
-        return Ok(MemoryBudget::DEFAULT);
+/// As [`said`], of a path.
+fn path(path: &Option<PathBuf>) -> Option<PathBuf> {
+    path.clone().filter(|path| !path.as_os_str().is_empty())
+}
+
+fn memory(flag: Option<String>, file: Option<String>) -> anyhow::Result<MemoryBudget> {
+    let of_flag = |error| Failure::usage(format!("--memory (DACAPO_MEMORY): {error}"));
+    let of_file =
+        |error| Failure::configuration(format!("`memory` in the configuration file: {error}"));
+    let bytes = match (flag, file) {
+        (Some(text), _) => parse_bytes(&text).map_err(of_flag)?,
+        (None, Some(text)) => parse_bytes(&text).map_err(of_file)?,
+        (None, None) => return Ok(MemoryBudget::DEFAULT),
     };
     MemoryBudget::new(bytes.get()).ok_or_else(|| {
         let least = MemoryBudget::MIN_BYTES / 1024 / 1024;

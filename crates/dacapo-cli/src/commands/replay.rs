@@ -45,6 +45,7 @@ pub async fn run(args: &ReplayArgs, settings: &Settings, output: &Output) -> any
     if let Some(ReplayCommand::Resume { id, preflight, running }) = &args.resume {
         return resume(&state, id, preflight, running, settings, output).await;
     }
+    let on_reject = args.running.on_reject()?;
     let store = open::store(settings, Access::Read).await?;
     let plan = match &args.plan {
         Some(path) => {
@@ -102,7 +103,7 @@ pub async fn run(args: &ReplayArgs, settings: &Settings, output: &Output) -> any
         plan: &plan,
         store,
         target: &*connect,
-        on_reject: args.running.on_reject(),
+        on_reject,
         clock: settings.clock,
         memory: settings.memory,
     };
@@ -117,6 +118,7 @@ async fn resume(
     settings: &Settings,
     output: &Output,
 ) -> anyhow::Result<Exit> {
+    let on_reject = running.on_reject()?;
     let id = state.find(id)?;
     let signals = Signals::take()?;
     let locked = state.lock(id)?;
@@ -145,7 +147,7 @@ async fn resume(
         plan: &plan,
         store,
         target: &*connect,
-        on_reject: running.on_reject(),
+        on_reject,
         clock: settings.clock,
         memory: settings.memory,
     };

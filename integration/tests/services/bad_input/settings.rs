@@ -144,3 +144,28 @@ fn a_log_filter_that_is_none_is_refused() {
     let output = dacapo.run(["--log", "dacapo=chatty", "events"]);
     check_refused(&output, 2, &["--log", "`dacapo=chatty`", "warn", "dacapo=debug"]);
 }
+
+#[test]
+fn a_variable_that_is_set_to_nothing_says_nothing() {
+    let mut dacapo = shop();
+    for name in ["AMQP", "MANAGEMENT", "MEMORY", "STATE", "INDEX", "CONFIG", "LOG", "LOG_FORMAT"] {
+        dacapo.set(&format!("DACAPO_{name}"), "");
+    }
+    dacapo.run(["replay", "--to-file", "out.ndjson"]).check(0);
+    for default in [".local/state/dacapo/replays", ".cache/dacapo"] {
+        assert!(dacapo.folder().join(default).is_dir(), "{default}");
+    }
+    let least = dacapo.run(["--memory", "1Mi", "events"]);
+    check_refused(&least, 3, &["at least 32Mi"]);
+    check_refused(&dacapo.run(["--memory", "much", "events"]), 2, &["--memory", "`much`"]);
+}
+
+#[test]
+fn a_bound_on_what_is_passed_over_is_for_replays_that_pass_over_something() {
+    let dacapo = shop();
+    let flags = ["--on-reject", "stop", "--max-rejects", "5"];
+    for command in [&["replay", "--to-queue", "q"][..], &["replay", "resume", "x"]] {
+        let output = dacapo.run(command.iter().chain(&flags));
+        check_refused(&output, 2, &["--max-rejects", "--on-reject skip"]);
+    }
+}
