@@ -246,11 +246,13 @@ impl Dacapo {
     ) -> Running {
         let args: Vec<OsString> = args.into_iter().map(|arg| arg.as_ref().to_owned()).collect();
         let secrets = self.secrets(&args, variables);
-        let mut child = Command::new(&self.binary)
+        let mut command = Command::new(&self.binary);
+        for setting in environment::settings() {
+            command.env_remove(setting);
+        }
+        let mut child = command
             .args(&args)
             .current_dir(self.folder())
-            // A developer's own settings must not reach a test.
-            .env_remove("DACAPO_AMQP")
             .env("HOME", self.folder())
             .env("DACAPO_ARCHIVE", &self.archive)
             .env("DACAPO_INDEX", self.folder().join("index"))

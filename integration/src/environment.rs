@@ -2,6 +2,7 @@
 //!
 //! Whoever sets one before `integration/test` brings a server of their own.
 
+use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 
 /// `amqp://user:password@host:port/vhost` of the broker; its user must be allowed everything.
@@ -27,6 +28,18 @@ pub const MEMORY_BYTES: &str = "DACAPO_TEST_MEMORY_BYTES";
 #[expect(clippy::disallowed_methods, reason = "tests are told by the environment what to run on")]
 pub fn get(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+/// Returns the product's settings among the variables of this process. They are a developer's own,
+/// and must not reach a command of a test.
+pub fn settings() -> impl Iterator<Item = OsString> {
+    std::env::vars_os().map(|(name, _)| name).filter(|name| is_setting(name))
+}
+
+/// What the harness is told is none, and neither is which planted bug is awake.
+fn is_setting(name: &OsStr) -> bool {
+    let name = name.to_string_lossy();
+    name.starts_with("DACAPO_") && !name.starts_with("DACAPO_TEST_") && name != "DACAPO_PLANTED"
 }
 
 /// Returns the workspace's root.

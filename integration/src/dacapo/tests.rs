@@ -22,6 +22,33 @@ fn a_command_is_told_its_folders_and_nothing_of_the_developers() {
 }
 
 #[test]
+fn a_command_is_told_no_setting_of_the_developers() {
+    const THIS: &str = "dacapo::tests::a_command_is_told_no_setting_of_the_developers";
+    const SETTINGS: [&str; 7] = [
+        "DACAPO_AMQP",
+        "DACAPO_AMQP_PASSWORD",
+        "DACAPO_CONFIG",
+        "DACAPO_LOG",
+        "DACAPO_LOG_FORMAT",
+        "DACAPO_MANAGEMENT",
+        "DACAPO_MEMORY",
+    ];
+    const AGAIN: &str = "again";
+    if environment::get("DACAPO_PLANTED").as_deref() != Some(AGAIN) {
+        // A process has its environment from the start: this test again, where a developer has all.
+        let mut again = Command::new(std::env::current_exe().unwrap());
+        again.args(["--exact", THIS]).envs(SETTINGS.map(|name| (name, "a developer's")));
+        let ended = again.env("DACAPO_PLANTED", AGAIN).output().unwrap();
+        assert!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stdout));
+        return;
+    }
+    let output = shell().run(["-c", "env | grep ^DACAPO_ | grep -v ^DACAPO_TEST_ | cut -d= -f1"]);
+    let mut told: Vec<&str> = output.stdout.lines().collect();
+    told.sort_unstable();
+    assert_eq!(told, ["DACAPO_ARCHIVE", "DACAPO_INDEX", "DACAPO_PLANTED", "DACAPO_STATE"]);
+}
+
+#[test]
 fn output_status_and_input_are_kept_apart() {
     let script = "cat; printf '\\377' ; echo talk >&2; exit 7";
     let output = shell().run_with_input(["-c", script], b"data".to_vec());
