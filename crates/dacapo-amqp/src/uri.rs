@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use dacapo_event::ParseError;
+use dacapo_event::{ParseError, percent};
 use lapin::uri::{
     AMQPAuthority, AMQPQueryString, AMQPScheme, AMQPUri, AMQPUserInfo, SASLMechanism,
 };
@@ -155,11 +155,11 @@ impl FromStr for AmqpUrl {
         let vhost = if vhost.is_empty() { "%2f" } else { vhost };
         Ok(AmqpUrl {
             transport,
-            user: decode(user).ok_or_else(refused)?,
-            password: decode(password).ok_or_else(refused)?,
-            host: decode(host).filter(|host| !host.is_empty()).ok_or_else(refused)?,
+            user: percent::decoded(user).ok_or_else(refused)?,
+            password: percent::decoded(password).ok_or_else(refused)?,
+            host: percent::decoded(host).filter(|host| !host.is_empty()).ok_or_else(refused)?,
             port,
-            vhost: decode(vhost).ok_or_else(refused)?,
+            vhost: percent::decoded(vhost).ok_or_else(refused)?,
             query: asked_for(query).ok_or_else(refused)?,
         })
     }
@@ -215,22 +215,6 @@ fn without_password(text: &str) -> String {
         Some((_, address)) => format!("{scheme}…@{address}"),
         None => format!("{scheme}…"),
     }
-}
-
-fn decode(text: &str) -> Option<String> {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let [first, after @ ..] = rest {
-        if *first == b'%' {
-            let digits = std::str::from_utf8(after.get(..2)?).ok()?;
-            bytes.push(u8::from_str_radix(digits, 16).ok()?);
-            rest = &after[2..];
-        } else {
-            bytes.push(*first);
-            rest = after;
-        }
-    }
-    String::from_utf8(bytes).ok()
 }
 
 fn encode(text: &str) -> String {

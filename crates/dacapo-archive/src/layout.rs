@@ -16,7 +16,7 @@
 //! Keys of one stream sort by time and then by sequence, and sequences are written
 //! with 20 digits so that their text sorts as their numbers do.
 
-use dacapo_event::{Digest, Sequence, StreamName, Timestamp};
+use dacapo_event::{Digest, Sequence, StreamName, Timestamp, percent};
 
 use crate::store::ObjectKey;
 
@@ -197,7 +197,7 @@ impl KeptDefinitions {
     /// Returns what a key says, or nothing if it is not one of definitions.
     pub fn parse(key: &ObjectKey) -> Option<Self> {
         let (folder, file) = key.as_str().strip_prefix(DEFINITIONS)?.split_once('/')?;
-        let vhost = decoded(folder.strip_prefix("vhost=")?)?;
+        let vhost = percent::decoded(folder.strip_prefix("vhost=")?)?;
         let (time, digest) = file.strip_suffix(".json")?.split_once('-')?;
         // As RFC 3339 has it.
         let part = |range| time.get(range);
@@ -228,18 +228,6 @@ pub fn definitions_of(vhost: &str) -> String {
         }
     }
     format!("{DEFINITIONS}vhost={encoded}/")
-}
-
-/// Returns the name of a virtual host as [`definitions_of`] encoded it.
-fn decoded(encoded: &str) -> Option<String> {
-    let mut parts = encoded.split('%');
-    let mut bytes = parts.next()?.as_bytes().to_owned();
-    for part in parts {
-        let (digits, rest) = part.split_at_checked(2)?;
-        bytes.push(u8::from_str_radix(digits, 16).ok()?);
-        bytes.extend_from_slice(rest.as_bytes());
-    }
-    String::from_utf8(bytes).ok()
 }
 
 fn key(text: String) -> ObjectKey {

@@ -20,6 +20,7 @@ pub mod attributes;
 pub mod envelope;
 pub mod marking;
 pub mod ndjson;
+pub mod percent;
 pub mod wire;
 
 #[rustfmt::skip]

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
+use dacapo_integration::campaign::schedule::Dice;
 use dacapo_integration::witness::Queue;
 use serde_json::{Value, json};
 
@@ -178,34 +179,27 @@ fn generate(path: &Path) -> Result<u64> {
         "letter", "summer", "bicycle", "market", "copper", "evening",
     ];
     let mut file = BufWriter::new(File::create(path)?);
-    let (mut seed, mut bytes) = (42_u64, 0);
-    let mut next = move || {
-        seed = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = seed;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    };
+    let (mut dice, mut bytes) = (Dice::new(42), 0);
     for number in 0..EVENTS {
         let mut lines = Vec::new();
         let mut size = 0;
         while size < BODY_BYTES {
-            let words: Vec<&str> = (0..12).map(|_| WORDS[(next() % 24) as usize]).collect();
+            let words: Vec<&str> = (0..12).map(|_| dice.choose(&WORDS)).collect();
             let line = json!({
-                "sku": format!("{:08x}", next() as u32),
-                "price": (next() % 100_000) as f64 / 100.0,
-                "count": next() % 9,
+                "sku": format!("{:08x}", dice.roll() as u32),
+                "price": dice.below(100_000) as f64 / 100.0,
+                "count": dice.below(9),
                 "text": words.join(" "),
             });
             size += line.to_string().len() + 1;
             lines.push(line);
         }
-        let body = json!({ "order": number, "amount": next() % 1_000_000, "lines": lines });
+        let body = json!({ "order": number, "amount": dice.below(1_000_000), "lines": lines });
         bytes += body.to_string().len() as u64;
         let kinds = ["order.placed", "order.paid", "order.shipped"];
-        let kind = kinds[(next() % 3) as usize];
+        let kind = dice.choose(&kinds);
         let event = json!({
-            "id": format!("{:016x}{:016x}", next(), next()),
+            "id": format!("{:016x}{:016x}", dice.roll(), dice.roll()),
             "time": FIRST_MS + number,
             "type": kind,
             "key": format!("order-{}", number / 4),

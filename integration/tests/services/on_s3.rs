@@ -5,6 +5,7 @@ mod proxy;
 
 use std::fs;
 
+use dacapo_integration::campaign::schedule::Dice;
 use dacapo_integration::dacapo::Dacapo;
 use serde_json::{Value, json};
 
@@ -159,13 +160,8 @@ fn a_sync_reads_only_what_is_new() {
 /// Returns event `n` of a large shop: a key of its own in no order, and a body that does not
 /// compress well.
 fn distinct(n: u64) -> Value {
-    let mut state = n.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    let mut hex = String::new();
-    for _ in 0..16 {
-        state ^= state >> 29;
-        state = state.wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        hex += &format!("{state:016x}");
-    }
+    let mut dice = Dice::new(n);
+    let hex: String = (0..16).map(|_| format!("{:016x}", dice.roll())).collect();
     let mut event = event(0);
     let (hour, minute, second) = (n / 3_600, n / 60 % 60, n % 60);
     event["id"] = json!(format!("e-{n}"));

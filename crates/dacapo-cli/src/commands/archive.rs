@@ -288,10 +288,7 @@ async fn check(args: &VerifyArgs, settings: &Settings, output: &Output) -> anyho
             text += &format!("note     {}: {}\n", finding.key, finding.problem);
         }
         for finding in &report.problems {
-            let sequences = finding
-                .sequences
-                .map_or(String::new(), |(first, last)| format!(", sequences {first} to {last}"));
-            text += &format!("DAMAGED  {}: {}{sequences}\n", finding.key, finding.problem);
+            text += &format!("DAMAGED  {}\n", finding_text(finding));
         }
         let verdict = match report.problems.len() {
             0 => "sound".to_owned(),

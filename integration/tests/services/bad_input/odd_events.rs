@@ -3,6 +3,7 @@
 
 use std::fs;
 
+use dacapo_integration::campaign::schedule::Dice;
 use dacapo_integration::dacapo::Dacapo;
 use serde_json::{Value, json};
 
@@ -13,15 +14,9 @@ const LARGE: usize = 16 * 1024 * 1024;
 
 /// Returns bytes that do not compress and are not text.
 fn noise(size: usize) -> Vec<u8> {
-    let mut state: u64 = 0x9e37_79b9_7f4a_7c15;
-    let mut bytes = Vec::with_capacity(size);
-    while bytes.len() < size {
-        // xorshift64
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        bytes.extend(state.to_le_bytes());
-    }
+    let mut dice = Dice::new(0);
+    let mut bytes: Vec<u8> =
+        (0..size.div_ceil(8)).flat_map(|_| dice.roll().to_le_bytes()).collect();
     bytes.truncate(size);
     bytes
 }
