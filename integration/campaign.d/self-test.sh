@@ -13,7 +13,7 @@ bugs() {
 put-twice               cut            2   one segment put under several names
 return-as-confirmed     queue-unbound  1   lost: selected and never at the target
 ack-before-put          killed         16  lost: published and not in the archive
-checkpoint-past-confirm killed         8   up to a checkpoint and not at the target|selected and never
+checkpoint-past-confirm killed         8   up to a checkpoint and not at the target|a checkpoint says
 skip-at-resume          killed         8   selected and never at the target|the receipt says
 TABLE
 }
