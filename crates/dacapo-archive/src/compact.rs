@@ -12,13 +12,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-use dacapo_event::{Clock, Event, StreamName};
+use dacapo_event::{Clock, Digest, Event, StreamName};
 
 use crate::chain::{self, ChainEntry, Head};
 use crate::store::memory::MemoryStore;
-use crate::store::{ByteRange, ObjectKey, Store};
-use crate::verify::Finding;
+use crate::segment::object_size;
+use crate::store::{ByteRange, Store, StoreError};
+use crate::verify::{self, Finding};
 use crate::{ArchiveError, ColumnSet, Rows, Segment, footer};
 
 mod merge;
@@ -35,8 +35,8 @@ pub const OLDER_THAN: Duration = Duration::from_secs(24 * 60 * 60);
 /// each 32 MB.
 pub const OUTPUT_BYTES: u64 = 32 * 1024 * 1024;
 
-/// The largest output that may be asked for. It is held in memory, in a buffer that may be twice as
-/// large, beside an input of half its size: so the process stays under 200 MB.
+/// The largest output that may be asked for. It is held in memory while it is made, in a buffer that
+/// may be twice as large: so the process stays under 200 MB.
 pub const OUTPUT_BYTES_MAX: u64 = 48 * 1024 * 1024;
 
 /// What to compact, and how.
@@ -200,33 +200,62 @@ impl Work<'_> {
     }
 }
 
-/// Reads a whole object that an entry names, and makes sure that its bytes are those that were
-/// written; what is read from the segment returned comes from these bytes.
+/// A segment up to this size is read by one request and held while it is merged; a larger one is
+/// hashed in pieces first, and its events are then asked for a part at a time.
+const HELD_BYTES_MAX: u64 = 4 * 1024 * 1024;
+
+/// Opens a segment that an entry names, once all its bytes were seen to be those that were written.
 ///
 /// # Errors
 /// `Damaged`: it is missing or another. The store fails.
-async fn read_whole(
+async fn open_proven(
     store: &Arc<dyn Store>,
     entry: &ChainEntry,
-) -> Result<(Segment, Bytes), ArchiveError> {
-    let key = &entry.segment;
-    let bytes = chain::get_if_there(&**store, key)
-        .await?
-        .ok_or_else(|| ArchiveError::damaged(key, "it is missing"))?;
+) -> Result<Segment, ArchiveError> {
+    let (key, size) = (&entry.segment, entry.size);
+    let damaged = |problem: &str| ArchiveError::damaged(key, problem);
+    let is_gone = |error: ArchiveError| match error {
+        ArchiveError::Store(StoreError::NotFound { .. }) => damaged("it is missing"),
+        error => error,
+    };
+    let (source, digest) = match size <= HELD_BYTES_MAX {
+        true => held(store, entry).await.map_err(is_gone)?,
+        false => {
+            if object_size(&**store, key).await.map_err(is_gone)? != size {
+                return Err(damaged(OTHER_SIZE));
+            }
+            let digest = verify::digest_of(&**store, key, size).await;
+            (Arc::clone(store), digest.map_err(|error| is_gone(error.into()))?)
+        }
+    };
+    if digest != Some(entry.digest) {
+        return Err(damaged("its bytes are not those that were written (digest differs)"));
+    }
+    let segment = Segment::open(source, key, Some(size)).await.map_err(is_gone)?;
+    match ChainEntry::of(segment.summary()) == *entry {
+        true => Ok(segment),
+        false => Err(damaged("its footer and its entry contradict each other")),
+    }
+}
+
+const OTHER_SIZE: &str = "it has another size than when it was written";
+
+/// Reads a whole segment into memory; returns where it is then, and the digest of its bytes.
+async fn held(
+    store: &Arc<dyn Store>,
+    entry: &ChainEntry,
+) -> Result<(Arc<dyn Store>, Option<Digest>), ArchiveError> {
+    // One byte more than there should be tells a larger object, of which no more is read.
+    let bytes = store.get(&entry.segment, ByteRange::Suffix(entry.size.saturating_add(1))).await?;
+    if bytes.len() as u64 != entry.size {
+        return Err(ArchiveError::damaged(&entry.segment, OTHER_SIZE));
+    }
     let whole = bytes.clone();
-    let hash = tokio::task::spawn_blocking(move || footer::digest_of(&whole));
-    if hash.await.unwrap_or(None) != Some(entry.digest) {
-        let problem = "its bytes are not those that were written (digest differs)";
-        return Err(ArchiveError::damaged(key, problem));
-    }
+    let digest = tokio::task::spawn_blocking(move || footer::digest_of(&whole));
+    let digest = digest.await.unwrap_or(None);
     let memory = Arc::new(MemoryStore::new());
-    memory.put_new(key, bytes.clone()).await?;
-    let segment = Segment::open(memory, key, Some(bytes.len() as u64)).await?;
-    if ChainEntry::of(segment.summary()) != *entry {
-        let problem = "its footer and its entry contradict each other";
-        return Err(ArchiveError::damaged(key, problem));
-    }
-    Ok((segment, bytes))
+    memory.put_new(&entry.segment, bytes).await?;
+    Ok((memory, digest))
 }
 
 /// Reads the events of a segment in order, a part of a row group at a time.
@@ -278,11 +307,6 @@ impl Events {
             }
         }
     }
-}
-
-/// Returns whether an object is there with these very bytes.
-async fn is_there(store: &dyn Store, key: &ObjectKey, bytes: &Bytes) -> Result<bool, ArchiveError> {
-    Ok(store.get(key, ByteRange::Full).await? == *bytes)
 }
 
 #[cfg(test)]

@@ -23,6 +23,7 @@ use crate::store::{ObjectKey, Store};
 use crate::{ArchiveError, ColumnSet, Rows, SegmentSummary, footer};
 
 use self::object::Object;
+pub(crate) use self::object::size_of as object_size;
 
 pub(crate) mod limits;
 mod object;

@@ -99,6 +99,65 @@ fn an_archive_on_s3_is_compacted_and_reads_the_same() {
     check_whole_way(&Dacapo::on_s3());
 }
 
+/// A text of so many bytes that takes half of them compressed.
+fn noise(seed: u64, bytes: usize) -> String {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let words = std::iter::repeat_with(|| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        format!("{state:016x}")
+    });
+    words.take(bytes / 16).collect()
+}
+
+/// Segments as large as those of a platform: below and above what compaction reads at once.
+fn check_megabytes(dacapo: &Dacapo) {
+    let streams = [("middling", "1536Ki", 200), ("large", "5Mi", 400)];
+    for (stream, roll, events) in streams {
+        let lines = (0..events).map(|n| {
+            let mut event = event(n);
+            event["body"]["note"] = json!(noise(n + roll.len() as u64, 100_000));
+            event
+        });
+        import(dacapo, stream, &ndjson(lines), &["--roll-bytes", roll]);
+    }
+    let before = ids(dacapo);
+    let segments: Vec<u64> = dacapo.json(["archive", "ls", "--json"])["streams"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|stream| stream["segments"].as_u64().unwrap())
+        .collect();
+    let merged: Vec<u64> = segments.iter().map(|count| count - 1).collect();
+    assert!(merged.iter().all(|count| *count >= 3), "{segments:?}");
+    for (flags, key) in [(&AT_ONCE[..2], "merged"), (&AT_ONCE, "deleted")] {
+        let args = ["archive", "compact", "--json"].iter().chain(flags);
+        let told = dacapo.json(args);
+        assert_eq!(told["problems"], json!([]), "{told}");
+        let counts: Vec<u64> = told["streams"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|stream| stream[key].as_u64().unwrap())
+            .collect();
+        assert_eq!(counts, merged, "{key}");
+        let verified = dacapo.json(["archive", "verify", "--json"]);
+        assert_eq!((&verified["problems"], &verified["events"]), (&json!([]), &json!(600)));
+    }
+    assert_eq!(ids(dacapo), before);
+}
+
+#[test]
+fn segments_of_megabytes_in_a_folder_are_merged_and_deleted() {
+    check_megabytes(&Dacapo::new());
+}
+
+#[test]
+fn segments_of_megabytes_on_s3_are_merged_and_deleted() {
+    check_megabytes(&Dacapo::on_s3());
+}
+
 /// Killed again and again while it merges and deletes, until it has come to its end.
 #[test]
 fn killed_at_any_moment_and_run_again_nothing_is_lost() {

@@ -9,7 +9,7 @@ use std::collections::hash_map::Entry;
 use dacapo_event::{Digest, Event, Sequence, StreamName};
 use futures::{StreamExt, stream};
 
-use super::{Events, Mode, Work, is_there, read_whole};
+use super::{Events, Mode, Work, open_proven};
 use crate::chain::{self, ChainEntry};
 use crate::compaction::{self, CompactionEntry, Input};
 use crate::store::{ObjectKey, Put};
@@ -214,8 +214,7 @@ impl Work<'_> {
             seen: HashMap::new(),
         };
         for input in &group.inputs {
-            let (segment, _) = read_whole(self.store, &input.entry).await?;
-            let mut events = Events::of(segment);
+            let mut events = Events::of(open_proven(self.store, &input.entry).await?);
             while let Some(part) = events.part().await? {
                 // Encoding a row group takes a while.
                 let added = tokio::task::spawn_blocking(move || filling.add(part));
@@ -229,9 +228,8 @@ impl Work<'_> {
     }
 
     async fn put_output(&self, key: &ObjectKey, bytes: bytes::Bytes) -> Result<(), ArchiveError> {
-        match self.store.put_new(key, bytes.clone()).await? {
+        match self.store.put_new(key, bytes).await? {
             Put::Created => Ok(()),
-            Put::Exists if is_there(&**self.store, key, &bytes).await? => Ok(()),
             Put::Exists => Err(ArchiveError::damaged(key, "another object has this digest's name")),
         }
     }

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use dacapo_event::{Digest, Event, Sequence};
 use futures::{StreamExt, TryStreamExt, stream};
 
-use super::{Events, Mode, Work, read_whole};
+use super::{Events, Mode, Work, open_proven};
 use crate::chain::{self, ChainEntry};
 use crate::compaction::{self, Compaction, CompactionEntry};
 use crate::store::ObjectKey;
@@ -103,7 +103,7 @@ impl Work<'_> {
         there: &[ChainEntry],
     ) -> Result<(), ArchiveError> {
         let key = &entry.output.segment;
-        let (output, _) = read_whole(self.store, &entry.output).await?;
+        let output = open_proven(self.store, &entry.output).await?;
         let Some(made) = output.compaction().cloned() else {
             return Err(ArchiveError::damaged(key, "it is no output of compaction"));
         };
@@ -134,7 +134,7 @@ impl Work<'_> {
         for input in &made.inputs {
             match there.iter().find(|entry| entry.first == input.first) {
                 Some(there) => {
-                    let (segment, _) = read_whole(self.store, there).await?;
+                    let segment = open_proven(self.store, there).await?;
                     comparison.hold_against(key, segment).await?;
                 }
                 None => comparison.pass(input.last).await?,

@@ -5,12 +5,13 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use dacapo_event::{Message, Sequence, Timestamp};
 
 use super::*;
 use crate::compaction::{self, Compaction, Repeat};
-use crate::store::{ListPage, Put, StoreError};
-use crate::verify::{self, verify};
+use crate::store::{ListPage, ObjectKey, Put};
+use crate::verify::verify;
 use crate::{SegmentBuilder, StreamWriter, layout};
 
 /// When the events were archived.
@@ -65,6 +66,28 @@ async fn append(store: &Arc<dyn Store>, stream: &str, events: Vec<Event>) {
     }
     let sealed = builder.seal(writer.tip(), partition, None).unwrap();
     writer.append(&sealed).await.unwrap();
+}
+
+/// Bytes that do not compress (xorshift, Marsaglia 2003).
+fn noise(seed: u64, bytes: usize) -> Bytes {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let words = std::iter::repeat_with(|| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.to_le_bytes()
+    });
+    words.take(bytes.div_ceil(8)).flatten().collect()
+}
+
+/// Appends a segment of about so many bytes, in four events.
+async fn append_large(store: &Arc<dyn Store>, n: u64, bytes: usize) {
+    let events = (0..4).map(|part| {
+        let body = noise(n * 4 + part, bytes / 4);
+        let event = event(&format!("large-{n}-{part}"), "", n);
+        Event { message: Message { body, ..Message::default() }, ..event }
+    });
+    append(store, "shop", events.collect()).await;
 }
 
 /// An archive of one stream with segments of three events, the third a repeat of the first of the
@@ -181,6 +204,57 @@ async fn small_segments_become_one_with_the_same_events_and_the_list_of_what_was
     assert_eq!((again.streams[0].merged, again.streams[0].deleted), (0, 0));
 }
 
+/// Some larger than a chain entry may be, one larger than what is read at once, and so is the output.
+#[tokio::test]
+async fn segments_of_megabytes_are_merged_and_deleted() {
+    let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
+    let sizes = [70_000, 1_000, 5_000_000, 900_000, 70_000];
+    for (n, bytes) in sizes.into_iter().enumerate() {
+        append_large(&store, n as u64, bytes).await;
+    }
+    let (before, _) = archived(&store).await;
+    let large = |clock| Options { output_bytes: 48_000_000, ..options(clock) };
+    let report = compact(Arc::clone(&store), &large(noon), |_| {}).await.unwrap();
+    assert_eq!(report.problems, []);
+    assert_eq!((report.streams[0].merged, report.streams[0].outputs), (4, 1), "{report:?}");
+    let report = compact(Arc::clone(&store), &large(later), |_| {}).await.unwrap();
+    assert_eq!(report.problems, []);
+    assert_eq!(report.streams[0].deleted, 4, "{report:?}");
+    check_events(&store, &before).await;
+    assert_eq!(sound(&store).await.compacted, 4);
+}
+
+/// What lies in the place of a segment is not read further than the segment went.
+#[tokio::test]
+async fn a_larger_or_smaller_object_in_the_place_of_a_segment_is_named() {
+    for bytes in [1_000, 5_000_000] {
+        for larger in [true, false] {
+            let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
+            for n in 0..4 {
+                append_large(&store, n, bytes).await;
+            }
+            let large = |clock| Options { output_bytes: 48_000_000, ..options(clock) };
+            compact(Arc::clone(&store), &large(noon), |_| {}).await.unwrap();
+            let output = keys(&store, "compacted/").await.remove(0);
+            change(&store, &output, |bytes| match larger {
+                true => bytes.push(0),
+                false => bytes.truncate(bytes.len() - 1),
+            })
+            .await;
+            let report = compact(Arc::clone(&store), &large(later), |_| {}).await.unwrap();
+            named_in(&report, &output, "another size");
+            assert_eq!(keys(&store, "segments/").await.len(), 4);
+        }
+    }
+}
+
+#[track_caller]
+fn named_in(report: &Report, key: &ObjectKey, problem: &str) {
+    let lines: Vec<String> =
+        report.problems.iter().map(|found| format!("{}: {}", found.key, found.problem)).collect();
+    named(&lines, key, problem);
+}
+
 #[tokio::test]
 async fn only_exact_repeats_are_dropped() {
     let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
@@ -221,7 +295,7 @@ async fn what_is_young_another_days_or_large_is_not_merged() {
     let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
     let noise = |n: u64| -> String {
         (0..1_100)
-            .map(|part| dacapo_event::Digest::of(format!("{n} {part}").as_bytes()).to_string())
+            .map(|part| Digest::of(format!("{n} {part}").as_bytes()).to_string())
             .collect()
     };
     let day = 24 * 60;
@@ -524,7 +598,7 @@ async fn an_output_that_was_made_of_other_segments_than_the_chain_names_is_named
     let bytes = store.get(&entry, ByteRange::Full).await.unwrap();
     let text = String::from_utf8(bytes.to_vec()).unwrap();
     let digest = chain::entry(&*store, &shop(), 4).await.unwrap().unwrap().digest.to_string();
-    let other = dacapo_event::Digest::of(b"another").to_string();
+    let other = Digest::of(b"another").to_string();
     store.replace(&entry, text.replace(&digest, &other).into()).await.unwrap();
     let output = keys(&store, "compacted/").await.remove(0);
     named(&problems(&store).await, &output, "was made of another segment at sequence 4");

@@ -78,7 +78,7 @@ impl Object {
 ///
 /// # Errors
 /// It is not there.
-pub(super) async fn size_of(store: &dyn Store, key: &ObjectKey) -> Result<u64, ArchiveError> {
+pub(crate) async fn size_of(store: &dyn Store, key: &ObjectKey) -> Result<u64, ArchiveError> {
     let page = store.list(key.as_str(), None).await?;
     let found = page.objects.iter().find(|object| object.key == *key);
     found.map(|object| object.size).ok_or_else(|| {
