@@ -152,13 +152,19 @@ impl Segment {
             Some(size) => size,
             None => object::size_of(&*store, key).await?,
         };
-        let (object, metadata) = object::open(store, key, size).await?;
-        let pairs = metadata.file_metadata().key_value_metadata().map_or(&[][..], Vec::as_slice);
-        if pairs.is_empty() {
-            return Err(ArchiveError::damaged(key, "it is Parquet, but no segment of dacapo"));
-        }
-        let (summary, compaction) = footer::decode(key, size, pairs)?;
-        check_shape(key, &summary, &metadata)?;
+        let accept = |metadata: &ParquetMetaData| {
+            let pairs = metadata.file_metadata().key_value_metadata();
+            let pairs = pairs.map_or(&[][..], Vec::as_slice);
+            if pairs.is_empty() {
+                return Err(ArchiveError::damaged(key, "it is Parquet, but no segment of dacapo"));
+            }
+            let (summary, compaction) = footer::decode(key, size, pairs)?;
+            check_shape(key, &summary, metadata)?;
+            Ok((summary, compaction))
+        };
+        let (object, metadata, (summary, compaction)) =
+            object::open(store, key, size, accept).await?;
+        check_page_index(key, &metadata)?;
         Ok(Segment {
             object,
             summary: Arc::new(summary),
@@ -409,7 +415,11 @@ fn check_shape(
         return Err(ArchiveError::damaged(key, "its columns are not those of this format version"));
     }
     limits::check_row_groups(summary, metadata)
-        .map_err(|problem| ArchiveError::damaged(key, problem))?;
+        .map_err(|problem| ArchiveError::damaged(key, problem))
+}
+
+/// Refuses a page index that does not fit the row groups.
+fn check_page_index(key: &ObjectKey, metadata: &ParquetMetaData) -> Result<(), ArchiveError> {
     for (number, group) in metadata.row_groups().iter().enumerate() {
         let index = metadata.page_index_for_row_group(number);
         for column in 0..Column::COUNT {

@@ -26,7 +26,7 @@ enum Column {
     Checksum = 13,
 }
 
-/// Limits of the reader, as `docs/archive-format.md` has them.
+/// Limits of the reader, as `docs/limits.md` has them.
 const FOOTER_BYTES_MAX: u64 = 16 << 20;
 const BODY_BYTES_MAX: i64 = (512 + 16) << 20;
 const ATTRIBUTE_BYTES_MAX: i64 = (64 + 16) << 20;
@@ -57,6 +57,8 @@ struct Claims {
     rows: i64,
     last: i64,
     columns: Vec<ColumnChunkMetaData>,
+    /// How many such row groups there are.
+    groups: usize,
 }
 
 impl Claims {
@@ -108,6 +110,7 @@ fn crafted(pages: &[u8], change: impl FnOnce(&mut Claims, usize)) -> Vec<u8> {
         rows: group.num_rows(),
         last: group.num_rows(),
         columns: group.columns().to_vec(),
+        groups: 1,
     };
     change(&mut claims, footer);
     let pairs: Vec<KeyValue> = metadata
@@ -126,7 +129,8 @@ fn crafted(pages: &[u8], change: impl FnOnce(&mut Claims, usize)) -> Vec<u8> {
     let group =
         group.set_num_rows(claims.rows).set_column_metadata(claims.columns).build().unwrap();
     let file = FileMetaData::new(1, claims.rows, None, Some(pairs), schema, None);
-    let metadata = ParquetMetaDataBuilder::new(file).add_row_group(group).build();
+    let groups = vec![group; claims.groups];
+    let metadata = ParquetMetaDataBuilder::new(file).set_row_groups(groups).build();
     let mut tail = Vec::new();
     ParquetMetaDataWriter::new(&mut tail, &metadata)
         .with_preserve_page_index_locations(true)
@@ -329,4 +333,46 @@ fn a_page_index_of_absurd_lists_is_refused() {
         });
     });
     check(object, "more elements than there are bytes");
+}
+
+/// A page index of so many pages, as Thrift's compact protocol writes it: each a structure of an
+/// offset, a size and a first row.
+fn offset_index(pages: u32) -> Vec<u8> {
+    let mut bytes = vec![0x19, 0xfc];
+    let mut left = pages;
+    while left > 0x7f {
+        bytes.push((left & 0x7f) as u8 | 0x80);
+        left >>= 7;
+    }
+    bytes.push(left as u8);
+    bytes.extend([0x16, 8, 0x15, 2, 0x16, 0, 0].repeat(pages as usize));
+    bytes.push(0);
+    bytes
+}
+
+/// Has every column chunk of so many row groups name one page index at the end of the object.
+fn sharing_one_index(index: &[u8], groups: usize) -> Vec<u8> {
+    crafted(index, |claims, at| {
+        for chunk in &mut claims.columns {
+            let builder = chunk.clone().into_builder();
+            *chunk = builder
+                .set_offset_index_offset(Some(i64::try_from(at).unwrap()))
+                .set_offset_index_length(Some(i32::try_from(index.len()).unwrap()))
+                .build()
+                .unwrap();
+        }
+        claims.groups = groups;
+        claims.last = claims.rows * i64::try_from(groups).unwrap();
+    })
+}
+
+/// Two megabytes that would be decoded fourteen thousand times, into a hundred gigabytes.
+#[test]
+fn a_page_index_that_many_column_chunks_share_is_refused() {
+    check(sharing_one_index(&offset_index(320_000), 1_000), "its page index claims an absurd size");
+    // Each of a size that could be right, but not of so many pages.
+    check(sharing_one_index(&offset_index(160_000), 1), "its page index has too many elements");
+    // The row groups are looked at first.
+    let rows = |claims: &mut Claims, _: usize| (claims.rows, claims.groups) = (0, 1_000);
+    check(crafted(&offset_index(10), rows), "a row group claims 0 rows");
 }

@@ -2,7 +2,7 @@
 //!
 //! A segment is read by people who did not write it. Parquet's own decoder believes sizes and
 //! counts; here they are held against what a writer of segments can ever make. The limits are
-//! listed in `docs/archive-format.md`.
+//! listed in `docs/limits.md`.
 //!
 //! Invariant: a segment that [`crate::SegmentBuilder`] made is never refused here.
 
@@ -22,7 +22,8 @@ use crate::{ColumnSet, SegmentSummary};
 /// texts (escaped) come to two thirds, a thousand row groups to the rest.
 pub(super) const FOOTER_BYTES_MAX: u64 = 16 * 1024 * 1024;
 
-/// The page index of a thousand row groups of many small events comes to two thirds of this.
+/// The page index of a thousand row groups of many small events comes to two thirds of this. All
+/// its parts together have no more, wherever they lie: many column chunks may name the same one.
 pub(super) const PAGE_INDEX_BYTES_MAX: u64 = 32 * 1024 * 1024;
 
 /// Elements of all lists in a footer: a row group has about 150, and each decodes to at most some
@@ -32,6 +33,11 @@ const FOOTER_ELEMENTS_MAX: usize = 256 * 1024;
 /// Elements of all lists in the page index of one column chunk: five for each page, and a page has
 /// at least one of [`ROWS_MAX`] rows.
 const INDEX_ELEMENTS_MAX: usize = 5 * ROWS_MAX;
+
+/// Elements of all lists in the whole page index, each of which decodes to at most 24 bytes: a
+/// thousand row groups of fourteen columns with sixteen pages each, and some hundred pages of
+/// bodies, come to 1.7 million.
+const INDEX_ELEMENTS_ALL_MAX: usize = 2 * 1024 * 1024;
 
 /// Columns and groups in the schema, which has 20; a library builds its tree by recursion.
 const SCHEMA_ELEMENTS_MAX: usize = 64;
@@ -75,32 +81,52 @@ pub(super) fn check_footer(bytes: &[u8]) -> Result<(), Refused> {
     thrift::walk(bytes, FOOTER_ELEMENTS_MAX, &mut visit).map(drop)
 }
 
-/// Returns where a footer says that the parts of its page index are.
-pub(super) fn index_ranges(metadata: &ParquetMetaData) -> Vec<Range<u64>> {
-    let chunks = metadata.row_groups().iter().flat_map(RowGroupMetaData::columns);
-    let parts = chunks.flat_map(|chunk| {
-        [
-            (chunk.offset_index_offset(), chunk.offset_index_length()),
-            (chunk.column_index_offset(), chunk.column_index_length()),
-        ]
-    });
-    let range = |(offset, length): (Option<i64>, Option<i32>)| {
-        let start = u64::try_from(offset?).ok()?;
-        Some(start..start.checked_add(u64::try_from(length?).ok()?)?)
-    };
-    parts.filter_map(range).collect()
+/// The parts of a page index, as a footer says where they are.
+pub(super) struct PageIndex {
+    parts: Vec<Range<u64>>,
+    elements_left: usize,
 }
 
-/// Checks the parts of the page index that are in `bytes`, which begin at `start` of the object.
-pub(super) fn check_indexes(parts: &[Range<u64>], start: u64, bytes: &[u8]) -> Result<(), Refused> {
-    let at = |offset: u64| usize::try_from(offset.checked_sub(start)?).ok();
-    for part in parts {
-        let bytes = at(part.start).zip(at(part.end)).and_then(|(from, to)| bytes.get(from..to));
-        if let Some(bytes) = bytes.filter(|bytes| !bytes.is_empty()) {
-            thrift::walk(bytes, INDEX_ELEMENTS_MAX, &mut |_, _| Ok(()))?;
+impl PageIndex {
+    /// Returns what a footer says of the page index, unless its parts claim too much together.
+    pub(super) fn of(metadata: &ParquetMetaData) -> Result<Self, Refused> {
+        let chunks = metadata.row_groups().iter().flat_map(RowGroupMetaData::columns);
+        let parts = chunks.flat_map(|chunk| {
+            [
+                (chunk.offset_index_offset(), chunk.offset_index_length()),
+                (chunk.column_index_offset(), chunk.column_index_length()),
+            ]
+        });
+        let range = |(offset, length): (Option<i64>, Option<i32>)| {
+            let start = u64::try_from(offset?).ok()?;
+            Some(start..start.checked_add(u64::try_from(length?).ok()?)?)
+        };
+        let parts: Vec<Range<u64>> = parts.filter_map(range).collect();
+        let bytes = parts.iter().fold(0_u64, |sum, part| sum.saturating_add(part.end - part.start));
+        match bytes <= PAGE_INDEX_BYTES_MAX {
+            true => Ok(PageIndex { parts, elements_left: INDEX_ELEMENTS_ALL_MAX }),
+            false => Err("its page index claims an absurd size"),
         }
     }
-    Ok(())
+
+    /// Checks those parts that are in `bytes`, which begin at `start` of the object.
+    pub(super) fn check(&mut self, start: u64, bytes: &[u8]) -> Result<(), Refused> {
+        let at = |offset: u64| usize::try_from(offset.checked_sub(start)?).ok();
+        let left = &mut self.elements_left;
+        let mut visit = |_: &thrift::Path, found: Found| {
+            if let Found::List(count) = found {
+                *left = left.checked_sub(count).ok_or("its page index has too many elements")?;
+            }
+            Ok(())
+        };
+        for part in &self.parts {
+            let bytes = at(part.start).zip(at(part.end)).and_then(|(from, to)| bytes.get(from..to));
+            if let Some(bytes) = bytes.filter(|bytes| !bytes.is_empty()) {
+                thrift::walk(bytes, INDEX_ELEMENTS_MAX, &mut visit)?;
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Checks the row groups that a footer claims, against each other and against the summary.

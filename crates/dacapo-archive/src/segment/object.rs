@@ -10,7 +10,9 @@ use parquet::file::metadata::{
     FooterTail, ParquetMetaData, ParquetMetaDataPushDecoder, ParquetMetaDataReader,
 };
 
-use super::{GAP_BYTES_MAX, Segment, coalesce, limits};
+use super::limits::{self, PageIndex};
+use super::thrift::Refused;
+use super::{GAP_BYTES_MAX, Segment, coalesce};
 use crate::ArchiveError;
 use crate::store::{ByteRange, ObjectKey, Store, StoreError};
 
@@ -86,18 +88,21 @@ pub(crate) async fn size_of(store: &dyn Store, key: &ObjectKey) -> Result<u64, A
     })
 }
 
-/// Reads the end of an object and decodes the footer there.
+/// Reads the end of an object and decodes the footer there, then the page index, unless `accept`
+/// refuses the footer. Returns what that makes of it, too.
 ///
 /// # Errors
-/// The object is not there, or its footer is not readable.
-pub(super) async fn open(
+/// The object is not there, its footer is not readable, or `accept` fails.
+pub(super) async fn open<T>(
     store: Arc<dyn Store>,
     key: &ObjectKey,
     size: u64,
-) -> Result<(Object, ParquetMetaData), ArchiveError> {
+    accept: impl FnOnce(&ParquetMetaData) -> Result<T, ArchiveError>,
+) -> Result<(Object, ParquetMetaData, T), ArchiveError> {
     let damaged = |error: ParquetError| {
         ArchiveError::damaged(key, format!("it is no readable Parquet file: {error}"))
     };
+    let refused = |problem: Refused| damaged(ParquetError::General(problem.to_owned()));
     if size == 0 {
         return Err(ArchiveError::damaged(key, "it is empty"));
     }
@@ -107,20 +112,20 @@ pub(super) async fn open(
     let end = End { key, size, store: &*store, tail_start, tail: &tail };
 
     let metadata = end.footer().await?;
-    let indexes = limits::index_ranges(&metadata);
+    let accepted = accept(&metadata)?;
+    let mut index = PageIndex::of(&metadata).map_err(refused)?;
     let mut decoder =
         ParquetMetaDataPushDecoder::try_new_with_metadata(size, metadata).map_err(damaged)?;
     loop {
         match decoder.try_decode().map_err(damaged)? {
             DecodeResult::Data(metadata) => {
                 let object = Object::new(store, key.clone(), size, tail_start, tail);
-                return Ok((object, metadata));
+                return Ok((object, metadata, accepted));
             }
             DecodeResult::NeedsData(ranges) => {
                 for range in coalesce(ranges, GAP_BYTES_MAX) {
                     let bytes = end.get(range.clone(), limits::PAGE_INDEX_BYTES_MAX).await?;
-                    limits::check_indexes(&indexes, range.start, &bytes)
-                        .map_err(|problem| damaged(ParquetError::General(problem.to_owned())))?;
+                    index.check(range.start, &bytes).map_err(refused)?;
                     decoder.push_range(range, bytes).map_err(damaged)?;
                 }
             }
