@@ -15,8 +15,8 @@ use std::time::Duration;
 use dacapo_event::{Clock, Digest, Event, StreamName};
 
 use crate::chain::{self, ChainEntry, Head};
-use crate::store::memory::MemoryStore;
 use crate::segment::object_size;
+use crate::store::memory::MemoryStore;
 use crate::store::{ByteRange, Store, StoreError};
 use crate::verify::{self, Finding};
 use crate::{ArchiveError, ColumnSet, Rows, Segment, footer};
@@ -208,10 +208,7 @@ const HELD_BYTES_MAX: u64 = 4 * 1024 * 1024;
 ///
 /// # Errors
 /// `Damaged`: it is missing or another. The store fails.
-async fn open_proven(
-    store: &Arc<dyn Store>,
-    entry: &ChainEntry,
-) -> Result<Segment, ArchiveError> {
+async fn open_proven(store: &Arc<dyn Store>, entry: &ChainEntry) -> Result<Segment, ArchiveError> {
     let (key, size) = (&entry.segment, entry.size);
     let damaged = |problem: &str| ArchiveError::damaged(key, problem);
     let is_gone = |error: ArchiveError| match error {

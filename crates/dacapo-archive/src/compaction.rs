@@ -17,6 +17,13 @@ use crate::chain::{self, ChainEntry, ChainEntryJson};
 use crate::store::{ObjectKey, Store};
 use crate::{ArchiveError, Segment, layout};
 
+/// The most segments in one output: their list in its footer, which every reader fetches, stays
+/// near 130 KB.
+pub(crate) const INPUTS_MAX: usize = 1_000;
+
+/// The most repeats that one output leaves out, for the list in its footer: 600 KB. More stay.
+pub(crate) const DROPPED_MAX: usize = 10_000;
+
 /// How an output came to be; kept in its footer.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Compaction {

@@ -6,11 +6,16 @@
 //! is fixed text, so its place is after the last occurrence of its key in the object
 //! whatever names the events bring along.
 
+use std::collections::BTreeMap;
+use std::fmt;
+use std::marker::PhantomData;
+
 use parquet::file::metadata::KeyValue;
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, Error as _, MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 use serde_json::json;
 
-use crate::compaction::Compaction;
+use crate::compaction::{Compaction, DROPPED_MAX, INPUTS_MAX, Input, Repeat};
 use crate::store::ObjectKey;
 use crate::summary::{SegmentSummary, Tally};
 use crate::{ArchiveError, FORMAT_VERSION};
@@ -57,7 +62,7 @@ pub(crate) fn encode(summary: &SegmentSummary, compaction: Option<&Compaction>) 
 /// how it was made.
 ///
 /// # Errors
-/// A pair is missing or not readable, or the format is newer than this code.
+/// A pair is missing, not readable or longer than a writer makes it, or the format is newer than this code.
 pub(crate) fn decode(
     key: &ObjectKey,
     size: u64,
@@ -75,9 +80,10 @@ pub(crate) fn decode(
     let time = |name: &str| fields.parse(name).map(Timestamp::from_micros);
     let compaction = match fields.json_if_there("inputs")? {
         None => None,
-        Some(inputs) => {
+        Some(AtMost::<Input, INPUTS_MAX>(inputs)) => {
             let dropped = fields.json_if_there("dropped")?;
-            let dropped = dropped.ok_or_else(|| fields.damaged("dropped"))?;
+            let AtMost::<Repeat, DROPPED_MAX>(dropped) =
+                dropped.ok_or_else(|| fields.damaged("dropped"))?;
             Some(Compaction { inputs, dropped })
         }
     };
@@ -142,16 +148,77 @@ impl Fields<'_> {
     }
 
     fn tally(&self, name: &str) -> Result<Tally, ArchiveError> {
-        let decode = |text: &str| {
-            let json: serde_json::Value = serde_json::from_str(text).ok()?;
-            let counts = json.get("counts")?.as_object()?.iter();
-            let counts = counts.map(|(text, count)| Some((text.clone(), count.as_u64()?)));
-            Some(Tally {
-                counts: counts.collect::<Option<_>>()?,
-                other: json.get("other")?.as_u64()?,
-            })
-        };
-        self.find(name).and_then(decode).ok_or_else(|| self.damaged(name))
+        let TallyJson { counts: Counts(counts), other } =
+            self.json_if_there(name)?.ok_or_else(|| self.damaged(name))?;
+        Ok(Tally { counts, other })
+    }
+}
+
+/// A tally as it is in a footer.
+#[derive(Deserialize)]
+struct TallyJson {
+    counts: Counts,
+    other: u64,
+}
+
+/// Counts by a text, of which no more are taken than a writer tells apart: a footer has room for a
+/// million.
+struct Counts(BTreeMap<String, u64>);
+
+impl<'de> Deserialize<'de> for Counts {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct Visit;
+
+        impl<'de> Visitor<'de> for Visit {
+            type Value = Counts;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("at most 1,000 counts by texts of at most 1,024 bytes")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Counts, A::Error> {
+                let mut counts = BTreeMap::new();
+                while let Some((text, count)) = map.next_entry::<String, u64>()? {
+                    if text.len() > Tally::TEXT_BYTES_MAX || counts.len() == Tally::DISTINCT_MAX {
+                        return Err(A::Error::custom("more than a writer tells apart"));
+                    }
+                    counts.insert(text, count);
+                }
+                Ok(Counts(counts))
+            }
+        }
+
+        from.deserialize_map(Visit)
+    }
+}
+
+/// A list of at most `MAX` elements.
+struct AtMost<T, const MAX: usize>(Vec<T>);
+
+impl<'de, T: Deserialize<'de>, const MAX: usize> Deserialize<'de> for AtMost<T, MAX> {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct Visit<T, const MAX: usize>(PhantomData<T>);
+
+        impl<'de, T: Deserialize<'de>, const MAX: usize> Visitor<'de> for Visit<T, MAX> {
+            type Value = AtMost<T, MAX>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "a list of at most {MAX} elements")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
+                let mut elements = Vec::new();
+                while let Some(element) = list.next_element()? {
+                    if elements.len() == MAX {
+                        return Err(A::Error::custom("more than a writer puts there"));
+                    }
+                    elements.push(element);
+                }
+                Ok(AtMost(elements))
+            }
+        }
+
+        from.deserialize_seq(Visit(PhantomData))
     }
 }
 

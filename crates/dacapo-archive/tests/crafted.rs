@@ -59,6 +59,8 @@ struct Claims {
     columns: Vec<ColumnChunkMetaData>,
     /// How many such row groups there are.
     groups: usize,
+    /// What the footer says in the place of, or beside, what it said.
+    pairs: Vec<(&'static str, String)>,
 }
 
 impl Claims {
@@ -111,18 +113,15 @@ fn crafted(pages: &[u8], change: impl FnOnce(&mut Claims, usize)) -> Vec<u8> {
         last: group.num_rows(),
         columns: group.columns().to_vec(),
         groups: 1,
+        pairs: Vec::new(),
     };
     change(&mut claims, footer);
-    let pairs: Vec<KeyValue> = metadata
-        .file_metadata()
-        .key_value_metadata()
-        .unwrap()
-        .iter()
-        .map(|pair| match pair.key.as_str() {
-            "dacapo.last_sequence" => KeyValue::new(pair.key.clone(), claims.last.to_string()),
-            _ => pair.clone(),
-        })
-        .collect();
+    claims.pairs.push(("dacapo.last_sequence", claims.last.to_string()));
+    let said = metadata.file_metadata().key_value_metadata().unwrap().iter();
+    let said = said.filter(|pair| claims.pairs.iter().all(|(key, _)| *key != pair.key)).cloned();
+    let pairs =
+        claims.pairs.iter().map(|(key, value)| KeyValue::new(key.to_string(), value.clone()));
+    let pairs: Vec<KeyValue> = pairs.chain(said).collect();
     let file = metadata.file_metadata();
     let schema = file.schema_descr_ptr();
     let group = group.clone().into_builder();
@@ -375,4 +374,35 @@ fn a_page_index_that_many_column_chunks_share_is_refused() {
     // The row groups are looked at first.
     let rows = |claims: &mut Claims, _: usize| (claims.rows, claims.groups) = (0, 1_000);
     check(crafted(&offset_index(10), rows), "a row group claims 0 rows");
+}
+
+/// A tally of a million texts, a text of megabytes, and lists of what compaction never makes.
+#[test]
+fn footers_that_tell_more_apart_than_a_writer_does_are_refused() {
+    let saying = |pairs: &[(&'static str, String)]| {
+        crafted(&[], |claims, _| claims.pairs.extend_from_slice(pairs))
+    };
+    let tally = |counts: &str| format!(r#"{{"counts":{{{counts}}},"other":0}}"#);
+    let many = |count: usize| {
+        let counts: Vec<String> = (0..count).map(|n| format!(r#""{n}":1"#)).collect();
+        tally(&counts.join(","))
+    };
+    for key in ["dacapo.by_type", "dacapo.by_routing_key", "dacapo.by_exchange"] {
+        for text in [many(1_001), many(1_000_000), tally(&format!(r#""{}":1"#, "x".repeat(1_025)))]
+        {
+            check(saying(&[(key, text)]), &format!("`{key}` in its footer is missing or not"));
+        }
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    runtime.block_on(read(saying(&[("dacapo.by_type", many(1_000))]))).unwrap();
+
+    let list = |element: &str, count: usize| format!("[{}]", vec![element; count].join(","));
+    let digest = "ab".repeat(32);
+    let input = format!(r#"{{"first":1,"last":1,"bytes":1,"digest":"{digest}"}}"#);
+    let repeat = r#"{"sequence":2,"repeat_of":1}"#;
+    let inputs = |count| ("dacapo.inputs", list(&input, count));
+    let dropped = |count| ("dacapo.dropped", list(repeat, count));
+    check(saying(&[inputs(1_001), dropped(0)]), "`dacapo.inputs` in its footer is missing or not");
+    check(saying(&[inputs(1), dropped(10_001)]), "`dacapo.dropped` in its footer is missing or");
+    check(saying(&[inputs(1_000), dropped(10_000)]), "its inputs do not follow each other");
 }

@@ -11,19 +11,12 @@ use futures::{StreamExt, stream};
 
 use super::{Events, Mode, Work, open_proven};
 use crate::chain::{self, ChainEntry};
-use crate::compaction::{self, CompactionEntry, Input};
+use crate::compaction::{self, CompactionEntry, DROPPED_MAX, INPUTS_MAX, Input};
 use crate::store::{ObjectKey, Put};
 use crate::{ArchiveError, SegmentBuilder, SegmentSummary, layout};
 
-/// The most segments in one output: their list in its footer, which every reader fetches, stays
-/// near 130 KB.
-const INPUTS_MAX: usize = 1_000;
-
 /// The most events in one output: what is remembered of each, to find repeats, comes to 20 MB.
 const EVENTS_MAX: u64 = 250_000;
-
-/// The most repeats that one output leaves out, for the list in its footer: 600 KB. More stay.
-const DROPPED_MAX: usize = 10_000;
 
 /// Chain entries and footers read at once: hides the latency of a store.
 const READS_AT_ONCE: usize = 8;

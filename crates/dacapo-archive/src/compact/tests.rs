@@ -294,9 +294,7 @@ async fn merged_segments_stay_for_the_grace_period_and_go_after_it() {
 async fn what_is_young_another_days_or_large_is_not_merged() {
     let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
     let noise = |n: u64| -> String {
-        (0..1_100)
-            .map(|part| Digest::of(format!("{n} {part}").as_bytes()).to_string())
-            .collect()
+        (0..1_100).map(|part| Digest::of(format!("{n} {part}").as_bytes()).to_string()).collect()
     };
     let day = 24 * 60;
     for minutes in [0, 1, day, day + 1] {
