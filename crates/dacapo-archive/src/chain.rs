@@ -261,14 +261,35 @@ pub async fn heads(store: &dyn Store) -> Result<Vec<Head>, ArchiveError> {
 }
 
 /// Returns what the heads would say of streams that have a chain and are not among `heads`: their
-/// head was removed, or their first writer was killed before it made one. One listing for short
-/// chains together, one more for each long chain.
+/// head was removed, or their first writer was killed before it made one.
 ///
 /// # Errors
 /// The store fails, or the last entry of such a chain is not readable.
 pub async fn headless(store: &dyn Store, heads: &[Head]) -> Result<Vec<Head>, ArchiveError> {
-    let mut known: BTreeSet<StreamName> = heads.iter().map(|head| head.stream.clone()).collect();
     let mut found = Vec::new();
+    for stream in chained(store).await? {
+        if !heads.iter().any(|head| head.stream == stream) {
+            found.extend(head_of_chain(store, &stream).await?);
+        }
+    }
+    Ok(found)
+}
+
+/// Returns the names of all streams that have a head or a chain.
+///
+/// # Errors
+/// The store fails.
+pub async fn streams(store: &dyn Store) -> Result<BTreeSet<StreamName>, ArchiveError> {
+    let heads = list_all(store, layout::HEADS, None).await?;
+    let mut streams = chained(store).await?;
+    streams.extend(heads.iter().filter_map(|object| layout::parse_head(&object.key)));
+    Ok(streams)
+}
+
+/// Returns the names of the streams that have a chain. One listing for short chains together, one
+/// more for each long chain.
+async fn chained(store: &dyn Store) -> Result<BTreeSet<StreamName>, ArchiveError> {
+    let mut streams = BTreeSet::new();
     let mut after: Option<ObjectKey> = None;
     loop {
         let page = store.list(layout::CHAIN, after.as_ref()).await?;
@@ -278,13 +299,11 @@ pub async fn headless(store: &dyn Store, heads: &[Head]) -> Result<Vec<Head>, Ar
             last = Some(object.key.clone());
             if let Some((stream, _)) = layout::parse_chain_entry(&object.key) {
                 last = Some(layout::end_of_chain(&stream));
-                if known.insert(stream.clone()) {
-                    found.extend(head_of_chain(store, &stream).await?);
-                }
+                streams.insert(stream);
             }
         }
         if !page.more || last.is_none() {
-            return Ok(found);
+            return Ok(streams);
         }
         after = last;
     }

@@ -19,7 +19,7 @@ use crate::segment::object_size;
 use crate::store::memory::MemoryStore;
 use crate::store::{ByteRange, Store, StoreError};
 use crate::verify::{self, Finding};
-use crate::{ArchiveError, ColumnSet, Rows, Segment, footer};
+use crate::{ArchiveError, ColumnSet, Rows, Segment, footer, layout};
 
 mod merge;
 mod remove;
@@ -70,7 +70,8 @@ pub enum Mode {
 pub struct Report {
     /// Each stream, by name.
     pub streams: Vec<StreamReport>,
-    /// What is damaged: a stream is compacted up to it, and deletes nothing that it touches.
+    /// What is damaged, missing or cannot be read: a stream is compacted up to it, and deletes nothing
+    /// that it touches. The other streams are compacted.
     pub problems: Vec<Finding>,
 }
 
@@ -116,7 +117,8 @@ pub struct Progress {
 /// Cancel-safe: run again, it goes on.
 ///
 /// # Errors
-/// The store fails. What is wrong with the archive itself is in the report.
+/// The store fails as a whole. What is wrong with one stream is in the report, and the others are
+/// compacted.
 pub async fn compact(
     store: Arc<dyn Store>,
     options: &Options,
@@ -124,42 +126,80 @@ pub async fn compact(
 ) -> Result<Report, ArchiveError> {
     let mut report = Report::default();
     let mut so_far = Progress::default();
-    for head in chain::heads(&*store).await? {
-        if !options.streams.is_empty() && !options.streams.contains(&head.stream) {
+    for stream in chain::streams(&*store).await? {
+        if !options.streams.is_empty() && !options.streams.contains(&stream) {
             continue;
         }
+        let problems = &mut report.problems;
+        let head = match chain::head(&*store, &stream).await {
+            Ok(Some(head)) if head.stream == stream => head,
+            Ok(found) => {
+                let problem = match found {
+                    Some(other) => format!("is the head of `{}`", other.stream),
+                    None => HEAD_GONE.to_owned(),
+                };
+                problems.push(Finding::of(layout::head(&stream), None, problem));
+                continue;
+            }
+            Err(error) => {
+                problems.push(finding(error)?);
+                continue;
+            }
+        };
         let mut work = Work {
             store: &store,
             options,
             head: &head,
-            report: StreamReport::of(head.stream.clone()),
+            report: StreamReport::of(stream),
             so_far: &mut so_far,
             progress: &mut progress,
         };
-        let mut ended = work.merge().await;
-        if ended.is_ok() {
-            ended = work.remove(&mut report.problems).await;
-        }
-        let done = work.report;
-        report.streams.push(done);
-        match ended {
-            Ok(()) => {}
-            Err(ArchiveError::Damaged { key, problem }) => {
-                report.problems.push(Finding::of(key, None, problem));
-            }
-            Err(error @ ArchiveError::NewerFormat { .. }) => {
-                let key = chain_of(&head);
-                report.problems.push(Finding::of(key, None, error));
-            }
-            Err(error) => return Err(error),
-        }
+        // What can be deleted does not depend on what can be merged.
+        let merged = work.merge().await;
+        problems.extend(merged.err().map(finding).transpose()?);
+        let removed = work.remove(problems).await;
+        report.streams.push(work.report);
+        report.problems.extend(removed.err().map(finding).transpose()?);
     }
     Ok(report)
 }
 
-fn chain_of(head: &Head) -> String {
-    crate::layout::chain_of(&head.stream)
+const HEAD_GONE: &str =
+    "is gone, so that nobody knows where the stream ends; `dacapo archive repair` makes it again";
+
+/// Returns what is wrong with one object, and no reason to leave other streams as they are.
+///
+/// # Errors
+/// The store fails as a whole.
+fn finding(error: ArchiveError) -> Result<Finding, ArchiveError> {
+    let (key, problem) = match error {
+        ArchiveError::Damaged { key, problem } => (key, problem),
+        ArchiveError::Store(StoreError::NotFound { key, .. }) => (key, MISSING.to_owned()),
+        ArchiveError::Store(StoreError::Cold { key, class, .. }) => {
+            (key, format!("it is in cold storage ({class}), and has to be restored to be read"))
+        }
+        ArchiveError::Store(StoreError::Permanent { key, reason, .. }) => (key, reason),
+        ArchiveError::NewerFormat { ref key, .. } => (key.clone(), error.to_string()),
+        error => return Err(error),
+    };
+    Ok(Finding::of(key, None, problem))
 }
+
+/// Returns whether [`finding`] makes a finding of this.
+fn is_of_one_object(error: &ArchiveError) -> bool {
+    matches!(
+        error,
+        ArchiveError::Damaged { .. }
+            | ArchiveError::NewerFormat { .. }
+            | ArchiveError::Store(
+                StoreError::NotFound { .. }
+                    | StoreError::Cold { .. }
+                    | StoreError::Permanent { .. }
+            )
+    )
+}
+
+const MISSING: &str = "it is missing";
 
 impl StreamReport {
     fn of(stream: StreamName) -> Self {
@@ -212,7 +252,7 @@ async fn open_proven(store: &Arc<dyn Store>, entry: &ChainEntry) -> Result<Segme
     let (key, size) = (&entry.segment, entry.size);
     let damaged = |problem: &str| ArchiveError::damaged(key, problem);
     let is_gone = |error: ArchiveError| match error {
-        ArchiveError::Store(StoreError::NotFound { .. }) => damaged("it is missing"),
+        ArchiveError::Store(StoreError::NotFound { .. }) => damaged(MISSING),
         error => error,
     };
     let (source, digest) = match size <= HELD_BYTES_MAX {

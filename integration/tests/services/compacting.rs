@@ -218,6 +218,26 @@ fn damage_keeps_what_was_merged_and_ends_with_status_4() {
     assert!(verified.stdout.contains(&output), "{verified:?}");
 }
 
+/// Neither a lost segment nor a damaged head of one stream holds up another.
+#[test]
+fn what_one_stream_lacks_is_named_and_the_other_is_compacted() {
+    let dacapo = Dacapo::new();
+    import(&dacapo, "shop", &lines(100), &[SMALL_SEGMENTS]);
+    import(&dacapo, "zoo", &lines(100), &[SMALL_SEGMENTS]);
+    let head = Path::new(dacapo.archive()).join("heads/shop.json");
+    let gone = originals(&dacapo).remove(0);
+    assert!(gone.to_str().unwrap().contains("stream=shop/"), "{gone:?}");
+    fs::remove_file(&gone).unwrap();
+    for found in ["00000000000000000001.parquet: it is missing", "heads/shop.json: "] {
+        let told = dacapo.run(["archive", "compact", "--older-than", "0s"]);
+        told.check(4);
+        assert!(told.stdout.contains(found), "{told:?}");
+        assert!(told.stdout.contains("\nzoo"), "{told:?}");
+        fs::write(&head, "damaged").unwrap();
+    }
+    assert!(Path::new(dacapo.archive()).join("compactions/zoo").is_dir());
+}
+
 #[test]
 fn what_cannot_be_asked_for_is_refused() {
     let dacapo = Dacapo::new();

@@ -5,14 +5,15 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::sync::Arc;
 
 use dacapo_event::{Digest, Event, Sequence, StreamName};
 use futures::{StreamExt, stream};
 
-use super::{Events, Mode, Work, open_proven};
+use super::{Events, Mode, Work, is_of_one_object, open_proven};
 use crate::chain::{self, ChainEntry};
 use crate::compaction::{self, CompactionEntry, DROPPED_MAX, INPUTS_MAX, Input};
-use crate::store::{ObjectKey, Put};
+use crate::store::{ObjectKey, Put, Store};
 use crate::{ArchiveError, SegmentBuilder, SegmentSummary, layout};
 
 /// The most events in one output: what is remembered of each, to find repeats, comes to 20 MB.
@@ -57,6 +58,19 @@ impl Group {
         self.events += next.summary.events();
         self.inputs.push(next);
     }
+
+    /// Returns a group of its first so many inputs.
+    fn up_to(self, count: usize) -> Self {
+        let mut group = Group::default();
+        self.inputs.into_iter().take(count).for_each(|input| group.push(input));
+        group
+    }
+}
+
+/// What is merged next, and where the outputs end before it.
+struct Merging {
+    group: Group,
+    end: End,
 }
 
 /// Where a stream's outputs end.
@@ -79,15 +93,30 @@ impl Work<'_> {
         loop {
             match self.merge_from_end().await {
                 Err(ArchiveError::Fenced { .. }) if overtaken < OVERTAKEN_MAX => overtaken += 1,
+                // Another compaction makes the outputs of this stream.
+                Err(ArchiveError::Fenced { .. }) => return Ok(()),
                 ended => return ended,
             }
         }
     }
 
+    /// Merges what comes after the last output, up to what is young or damaged.
     async fn merge_from_end(&mut self) -> Result<(), ArchiveError> {
-        let mut end = self.end().await?;
+        let mut merging = Merging { group: Group::default(), end: self.end().await? };
+        let ended = self.merge_all(&mut merging).await;
+        // Damage holds up what comes after it alone.
+        if ended.as_ref().is_err_and(|error| !is_of_one_object(error)) {
+            return ended;
+        }
+        if merging.group.inputs.len() > 1 {
+            self.finish(merging.group, merging.end).await?;
+        }
+        ended
+    }
+
+    async fn merge_all(&mut self, merging: &mut Merging) -> Result<(), ArchiveError> {
         let name = &self.head.stream;
-        let after = layout::chain_entry(name, end.last);
+        let after = layout::chain_entry(name, merging.end.last);
         let listed = chain::list_all(&**self.store, &layout::chain_of(name), Some(&after)).await?;
         let firsts: Vec<Sequence> = listed
             .iter()
@@ -104,8 +133,7 @@ impl Work<'_> {
                 Ok::<_, ArchiveError>((entry, opened.map(|segment| segment.summary().clone())))
             })
             .buffered(READS_AT_ONCE);
-        let mut group = Group::default();
-        let mut next_first = end.last + 1;
+        let mut next_first = merging.end.last + 1;
         while let Some(candidate) = candidates.next().await {
             let (entry, summary) = candidate?;
             // The segment that the head names is the writer's, and so is all after it.
@@ -127,14 +155,11 @@ impl Work<'_> {
             if candidate.summary.archived_max > oldest {
                 break;
             }
-            if group.is_full_before(&candidate, self.options.output_bytes) {
-                end = self.finish(std::mem::take(&mut group), end).await?;
+            if merging.group.is_full_before(&candidate, self.options.output_bytes) {
+                let group = std::mem::take(&mut merging.group);
+                merging.end = self.finish(group, merging.end).await?;
             }
-            group.push(candidate);
-        }
-        drop(candidates);
-        if group.inputs.len() > 1 {
-            self.finish(group, end).await?;
+            merging.group.push(candidate);
         }
         Ok(())
     }
@@ -178,7 +203,15 @@ impl Work<'_> {
             return Ok(End { last: output.last, digest: Some(output.digest) });
         }
         let (first, source_mark) = (first.entry.segment.clone(), last.summary.source_mark);
-        let builder = self.filled(&group).await?;
+        let builder = match self.filled(&group).await {
+            Ok(builder) => builder,
+            // What comes before the damage is merged.
+            Err((at, error)) if at > 1 && is_of_one_object(&error) => {
+                Box::pin(self.finish(group.up_to(at), end)).await?;
+                return Err(error);
+            }
+            Err((_, error)) => return Err(error),
+        };
         let dropped = builder.dropped() as u64;
         let inputs = group.inputs.iter().map(|input| Input {
             first: input.entry.first,
@@ -199,22 +232,18 @@ impl Work<'_> {
     }
 
     /// Reads all inputs and puts their events together, without exact repeats.
-    async fn filled(&mut self, group: &Group) -> Result<SegmentBuilder, ArchiveError> {
+    ///
+    /// # Errors
+    /// Says which input it is.
+    async fn filled(&mut self, group: &Group) -> Result<SegmentBuilder, (usize, ArchiveError)> {
         let name = self.head.stream.clone();
         let mut filling = Filling {
             builder: SegmentBuilder::new(name.clone(), group.inputs[0].entry.first),
             stream: name,
             seen: HashMap::new(),
         };
-        for input in &group.inputs {
-            let mut events = Events::of(open_proven(self.store, &input.entry).await?);
-            while let Some(part) = events.part().await? {
-                // Encoding a row group takes a while.
-                let added = tokio::task::spawn_blocking(move || filling.add(part));
-                filling = added.await.map_err(|_| {
-                    ArchiveError::damaged(&input.entry.segment, "its events could not be encoded")
-                })??;
-            }
+        for (at, input) in group.inputs.iter().enumerate() {
+            filling = filling.take(self.store, &input.entry).await.map_err(|error| (at, error))?;
             self.looked_at(input.entry.size);
         }
         Ok(filling.builder)
@@ -251,6 +280,20 @@ struct Filling {
 }
 
 impl Filling {
+    /// Adds all events of a segment.
+    async fn take(self, store: &Arc<dyn Store>, input: &ChainEntry) -> Result<Self, ArchiveError> {
+        let mut filling = self;
+        let mut events = Events::of(open_proven(store, input).await?);
+        while let Some(part) = events.part().await? {
+            // Encoding a row group takes a while.
+            let added = tokio::task::spawn_blocking(move || filling.add(part));
+            filling = added.await.map_err(|_| {
+                ArchiveError::damaged(&input.segment, "its events could not be encoded")
+            })??;
+        }
+        Ok(filling)
+    }
+
     fn add(mut self, events: Vec<Event>) -> Result<Self, ArchiveError> {
         for event in events {
             if event.has_own_id(&self.stream) {
@@ -274,7 +317,7 @@ impl Filling {
 
 /// Returns a chain entry that was listed.
 async fn chain_entry(
-    store: &dyn crate::store::Store,
+    store: &dyn Store,
     stream: &StreamName,
     first: Sequence,
 ) -> Result<ChainEntry, ArchiveError> {

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use dacapo_event::{Digest, Event, Sequence};
 use futures::{StreamExt, TryStreamExt, stream};
 
-use super::{Events, Mode, Work, open_proven};
+use super::{Events, Mode, Work, finding, open_proven};
 use crate::chain::{self, ChainEntry};
 use crate::compaction::{self, Compaction, CompactionEntry};
 use crate::store::ObjectKey;
@@ -38,10 +38,7 @@ impl Work<'_> {
         for (first, keys) in left {
             match self.remove_inputs_of(first, &keys).await {
                 Ok(()) => {}
-                Err(ArchiveError::Damaged { key, problem }) => {
-                    problems.push(Finding::of(key, None, problem));
-                }
-                Err(error) => return Err(error),
+                Err(error) => problems.push(finding(error)?),
             }
         }
         self.remove_leftovers(&firsts).await

@@ -338,13 +338,14 @@ async fn a_dry_run_tells_and_changes_nothing() {
     assert_eq!((told.streams[0].deleted, keys(&store, "segments/").await.len()), (9, 10));
 }
 
-/// A store whose process ends at the nth call, before or after it was carried out; and that can do
-/// something else first when a compaction is committed.
+/// A store whose process ends at the nth call, before or after it was carried out; that can do
+/// something else first when a compaction is committed; and in which one object is in cold storage.
 struct Scripted {
     inner: Arc<dyn Store>,
     end: Option<(usize, bool)>,
     calls: AtomicUsize,
     overtaken_by: Mutex<Option<Options>>,
+    cold: Option<ObjectKey>,
 }
 
 impl fmt::Debug for Scripted {
@@ -360,7 +361,13 @@ impl Scripted {
             end,
             calls: AtomicUsize::new(0),
             overtaken_by: Mutex::default(),
+            cold: None,
         })
+    }
+
+    fn freezing(inner: &Arc<dyn Store>, cold: ObjectKey) -> Arc<Self> {
+        let store = Arc::into_inner(Self::ending(inner, None)).unwrap();
+        Arc::new(Scripted { cold: Some(cold), ..store })
     }
 
     async fn call<T>(
@@ -408,6 +415,10 @@ impl Store for Scripted {
     }
 
     async fn get(&self, key: &ObjectKey, range: ByteRange) -> Result<Bytes, StoreError> {
+        if self.cold.as_ref() == Some(key) {
+            let (key, location) = (key.to_string(), self.location());
+            return Err(StoreError::Cold { key, location, class: "GLACIER".to_owned() });
+        }
         self.call(key.as_str(), self.inner.get(key, range)).await
     }
 
@@ -485,7 +496,65 @@ async fn a_damaged_input_stops_its_stream_and_is_named() {
     let report = run(&store, noon).await;
     let [problem] = report.problems.as_slice() else { panic!("{report:?}") };
     assert_eq!((problem.key.as_str(), report.streams.len()), (damaged.as_str(), 2));
-    assert!(keys(&store, "compact").await.is_empty());
+    // Up to it the stream is compacted, and what was merged goes.
+    assert_eq!((report.streams[1].merged, report.streams[1].outputs), (3, 1), "{report:?}");
+    let report = run(&store, later).await;
+    assert_eq!((report.problems.len(), report.streams[1].deleted), (1, 3), "{report:?}");
+    assert_eq!(report.streams[1].outputs, 0);
+}
+
+#[tokio::test]
+async fn what_is_wrong_with_one_stream_is_named_and_the_others_are_compacted() {
+    let check = async |prefix: &str, damage: Damage, found: &str, merged: [u64; 2]| {
+        let store = archive(8).await;
+        for n in 0..4 {
+            append(&store, "zoo", vec![event(&format!("z-{n}"), "x", n)]).await;
+        }
+        let listed = keys(&store, prefix).await;
+        let key = listed.get(4).unwrap_or(&listed[0]);
+        match damage {
+            Damage::Removed => store.delete(key).await.unwrap(),
+            Damage::Cut => change(&store, key, |bytes| bytes.truncate(bytes.len() / 2)).await,
+        }
+        let report = run(&store, noon).await;
+        let [problem] = report.problems.as_slice() else { panic!("{report:?}") };
+        let problem = format!("{}: {}", problem.key, problem.problem);
+        assert!(problem.contains(found), "{problem}");
+        let of = |name: &str| {
+            let stream = report.streams.iter().find(|stream| stream.stream.as_str() == name);
+            stream.map_or(0, |stream| stream.merged)
+        };
+        assert_eq!([of("shop"), of("zoo")], merged, "{report:?}");
+    };
+    let (segment, entry) = ("00000000000000000013.parquet", "chain/shop/00000000000000000013.json");
+    check("segments/stream=shop/", Damage::Removed, &format!("{segment}: it is missing"), [4, 3])
+        .await;
+    check("segments/stream=shop/", Damage::Cut, segment, [4, 3]).await;
+    check("chain/shop/", Damage::Removed, "16.json: sequences 13 to 15 before it are", [4, 3])
+        .await;
+    check("chain/shop/", Damage::Cut, &format!("{entry}: EOF"), [4, 3]).await;
+    check("heads/shop", Damage::Removed, "heads/shop.json: is gone", [0, 3]).await;
+    check("heads/shop", Damage::Cut, "heads/shop.json: EOF", [0, 3]).await;
+}
+
+enum Damage {
+    Removed,
+    Cut,
+}
+
+/// The segment cannot be read now, but nothing is wrong with it.
+#[tokio::test]
+async fn a_segment_in_cold_storage_holds_up_its_stream_alone() {
+    let inner = archive(8).await;
+    append(&inner, "zoo", vec![event("a", "x", 0)]).await;
+    append(&inner, "zoo", vec![event("b", "x", 0)]).await;
+    append(&inner, "zoo", vec![event("c", "x", 0)]).await;
+    let cold = keys(&inner, "segments/stream=shop/").await.remove(4);
+    let store = Scripted::freezing(&inner, cold.clone());
+    let report = compact(store, &options(noon), |_| {}).await.unwrap();
+    named_in(&report, &cold, "it is in cold storage (GLACIER)");
+    let merged: Vec<u64> = report.streams.iter().map(|stream| stream.merged).collect();
+    assert_eq!(merged, [4, 2], "{report:?}");
 }
 
 /// An output that differs from its inputs in one event, or drops one that is no repeat; its entry,

@@ -41,12 +41,12 @@ pub async fn run(args: &CompactArgs, settings: &Settings, output: &Output) -> an
 }
 
 async fn refuse_unknown(args: &CompactArgs, store: &Arc<dyn Store>) -> anyhow::Result<()> {
-    let heads = chain::heads(&**store).await?;
-    if heads.is_empty() {
+    let streams = chain::streams(&**store).await?;
+    if streams.is_empty() {
         return Err(open::empty(store).into());
     }
     for name in &args.streams {
-        if !heads.iter().any(|head| head.stream == *name) {
+        if !streams.contains(name) {
             let problem = format!(
                 "there is no stream `{name}` in {}; `dacapo archive ls` lists those there are",
                 store.location()
