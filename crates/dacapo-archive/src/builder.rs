@@ -2,6 +2,8 @@
 //!
 //! Pure but for CPU time. Memory is bounded by one row group of events plus what is
 //! encoded so far, and the caller decides when that is enough.
+//!
+//! Invariant: what is sealed here, [`crate::Segment::open`] takes.
 
 use std::sync::Arc;
 
@@ -13,6 +15,7 @@ use parquet::file::writer::{SerializedFileWriter, SerializedRowGroupWriter};
 
 use crate::compaction::{Compaction, Input, Repeat};
 use crate::schema::{BODY_PAGE_BYTES, schema, writer_properties};
+use crate::segment::limits::{EVENT_ATTRIBUTE_BYTES_MAX, EVENT_BODY_BYTES_MAX, ROW_GROUPS_MAX};
 use crate::store::ObjectKey;
 use crate::summary::{SegmentSummary, Tally};
 use crate::{ArchiveError, columns, footer, layout};
@@ -23,6 +26,10 @@ const ROW_GROUP_BYTES: usize = 8 * 1024 * 1024;
 
 /// A row group is closed at this many events, however small: bounds the columns beside the body.
 const ROW_GROUP_ROWS: usize = 16 * 1024;
+
+/// Row groups at which a segment should be finished: a caller that asks between batches has still
+/// room for one of half a gigabyte.
+const ROW_GROUPS_FULL: usize = ROW_GROUPS_MAX - 64;
 
 /// A finished segment, not yet in any store.
 #[derive(Debug, Clone)]
@@ -41,6 +48,8 @@ pub struct SegmentBuilder {
     next: Sequence,
     group: Vec<Event>,
     group_bytes: usize,
+    /// At which a row group is closed.
+    group_bytes_max: usize,
     dropped: Vec<Repeat>,
     totals: Totals,
 }
@@ -81,6 +90,7 @@ impl SegmentBuilder {
             next: first,
             group: Vec::new(),
             group_bytes: 0,
+            group_bytes_max: ROW_GROUP_BYTES,
             dropped: Vec::new(),
             totals: Totals {
                 time: Span::EMPTY,
@@ -93,15 +103,37 @@ impl SegmentBuilder {
         }
     }
 
+    /// As [`SegmentBuilder::new`], with row groups closed at so many bytes.
+    #[cfg(test)]
+    pub(crate) fn with_row_groups_of(stream: StreamName, first: Sequence, bytes: usize) -> Self {
+        SegmentBuilder { group_bytes_max: bytes, ..Self::new(stream, first) }
+    }
+
     /// Adds the next event; now and then encodes and compresses a row group (some 50 ms of CPU).
     ///
     /// # Errors
-    /// `Unwritable` if its sequence is not [`SegmentBuilder::next`].
+    /// `Unwritable` if its sequence is not [`SegmentBuilder::next`], if it is larger than any message
+    /// or line of an import is, or long after [`SegmentBuilder::is_full`]. It was not added.
     pub fn push(&mut self, event: Event) -> Result<(), ArchiveError> {
         let unwritable =
             |reason: String| ArchiveError::Unwritable { sequence: event.sequence, reason };
         if event.sequence != self.next || i64::try_from(event.sequence).is_err() {
             return Err(unwritable(format!("the next sequence is {}", self.next)));
+        }
+        if self.group.is_empty() && self.writer.flushed_row_groups().len() == ROW_GROUPS_MAX {
+            return Err(unwritable(format!("its segment has {ROW_GROUPS_MAX} row groups")));
+        }
+        let (body, weight) = (event.message.body.len(), event.weight());
+        if body > EVENT_BODY_BYTES_MAX {
+            return Err(unwritable(format!("its body has {body} bytes")));
+        }
+        if weight - body > EVENT_ATTRIBUTE_BYTES_MAX {
+            let bytes = attribute_bytes(&event);
+            if bytes > EVENT_ATTRIBUTE_BYTES_MAX {
+                return Err(unwritable(format!(
+                    "its attributes and properties have {bytes} bytes"
+                )));
+            }
         }
         self.next += 1;
         let totals = &mut self.totals;
@@ -111,9 +143,9 @@ impl SegmentBuilder {
         totals.by_type.add(&event.kind);
         totals.by_routing_key.add(&event.message.routing_key.to_str_lossy());
         totals.by_exchange.add(&event.message.exchange.to_str_lossy());
-        self.group_bytes += event.weight();
+        self.group_bytes += weight;
         self.group.push(event);
-        if self.group_bytes >= ROW_GROUP_BYTES || self.group.len() >= ROW_GROUP_ROWS {
+        if self.group_bytes >= self.group_bytes_max || self.group.len() >= ROW_GROUP_ROWS {
             self.close_row_group()?;
         }
         Ok(())
@@ -129,6 +161,12 @@ impl SegmentBuilder {
         assert!(there, "what is repeated came before");
         self.dropped.push(Repeat { sequence: self.next, repeat_of });
         self.next += 1;
+    }
+
+    /// Returns whether the segment should be finished, whatever its size: a reader takes no more
+    /// than 1,024 row groups, which large events that compress well fill before many bytes.
+    pub fn is_full(&self) -> bool {
+        self.writer.flushed_row_groups().len() >= ROW_GROUPS_FULL
     }
 
     /// Returns how many repeats were left out.
@@ -243,6 +281,16 @@ impl SegmentBuilder {
         };
         write().map_err(|error| unencodable(last, &error))
     }
+}
+
+/// Returns how many bytes the event has beside its body.
+fn attribute_bytes(event: &Event) -> usize {
+    event.id.len()
+        + event.kind.len()
+        + event.key.as_ref().map_or(0, String::len)
+        + event.message.exchange.as_bytes().len()
+        + event.message.routing_key.as_bytes().len()
+        + wire::encode_properties(&event.message).len()
 }
 
 fn unencodable(sequence: Sequence, error: &ParquetError) -> ArchiveError {

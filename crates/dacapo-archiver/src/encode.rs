@@ -18,9 +18,9 @@ pub(crate) struct Taken {
 impl Taken {
     /// Returns roughly how many bytes it takes in memory.
     pub(crate) fn weight(&self) -> usize {
-        /// Properties and a few headers.
+        /// Fixed fields and allocation overhead.
         const FIXED_BYTES: usize = 512;
-        FIXED_BYTES + self.message.body.len()
+        FIXED_BYTES + self.message.weight()
     }
 }
 
@@ -57,8 +57,13 @@ pub(crate) enum Encoded {
 }
 
 impl Draft {
+    /// Returns about how many bytes the object has so far; more than any policy allows if it is full
+    /// for another reason.
     pub(crate) fn bytes(&self) -> usize {
-        self.builder.bytes()
+        match self.builder.is_full() {
+            true => usize::MAX,
+            false => self.builder.bytes(),
+        }
     }
 }
 

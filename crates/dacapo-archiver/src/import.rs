@@ -54,6 +54,10 @@ use build::{Building, Finished, Tally};
 /// memory that a file without line ends can take.
 pub const LINE_BYTES_MAX: usize = 64 * 1024 * 1024;
 
+/// What the headers of a line may take in memory. An event has room for 64 MiB beside its body, and a
+/// broker takes no more than 128 KiB of headers.
+const HEADERS_BYTES_MAX: usize = 32 * 1024 * 1024;
+
 /// Pieces of input (about 1 MiB each, or one long line) read ahead of the parser, which has another
 /// and whose reader fills a third.
 const PIECES_AHEAD: usize = 1;

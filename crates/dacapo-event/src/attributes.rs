@@ -12,6 +12,11 @@ use serde_json::Value;
 
 use crate::{Event, FieldValue, Message, ParseError, Sequence, ShortStr, StreamName, Timestamp};
 
+/// A longer value is passed over as if it were not there: an id, type or key of megabytes, out of a
+/// body, would be in statistics, indexes and every table that shows it. The longest header that a
+/// broker can deliver has twice as much.
+pub const VALUE_BYTES_MAX: usize = 64 * 1024;
+
 /// One place in a message where an attribute may be found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Place {
@@ -88,7 +93,8 @@ impl AttributeRules {
         let mut find = |places: &[Place]| {
             places
                 .iter()
-                .find_map(|place| place.find(&message, &mut body))
+                .filter_map(|place| place.find(&message, &mut body))
+                .find(|value| value.len() <= VALUE_BYTES_MAX)
                 .filter(|s| !s.is_empty())
         };
         let id = find(&self.id).unwrap_or_else(|| Event::made_up_id(stream, sequence));
@@ -266,6 +272,35 @@ mod tests {
         assert_eq!(event_by(&rules, with(r#"{"order":{"number":17}}"#)).key.as_deref(), Some("17"));
         assert_eq!(event_by(&rules, with("{")).key, None);
         assert_eq!(event_by(&rules, with(r#"{"order":{"number":[]}}"#)).key, None);
+    }
+
+    #[test]
+    fn a_value_of_absurd_length_is_passed_over() {
+        let places = |text: &str| vec!["json:/x".parse().unwrap(), text.parse().unwrap()];
+        let rules = AttributeRules {
+            id: places("json:/y"),
+            kind: places("routing_key"),
+            key: places("json:/y"),
+            ..AttributeRules::default()
+        };
+        let check = |bytes: usize, id: &str, kind: &str, key: Option<&str>| {
+            let text = "x".repeat(bytes);
+            let message = Message {
+                routing_key: ShortStr::from_static("orders.placed"),
+                body: format!(r#"{{"x":"{text}","y":"y"}}"#).into(),
+                ..Message::default()
+            };
+            let event = event_by(&rules, message);
+            let found = (event.id.as_str(), event.kind.as_str(), event.key.as_deref());
+            assert!(found == (id, kind, key), "{bytes}");
+        };
+        let longest = "x".repeat(VALUE_BYTES_MAX);
+        check(VALUE_BYTES_MAX, &longest, &longest, Some(&longest));
+        check(VALUE_BYTES_MAX + 1, "y", "orders.placed", Some("y"));
+        // And there may be nothing else.
+        let rules = AttributeRules { id: vec!["json:/x".parse().unwrap()], ..rules };
+        let body = format!(r#"{{"x":"{longest}x"}}"#).into();
+        assert_eq!(event_by(&rules, Message { body, ..Message::default() }).id, "shop:42");
     }
 
     #[test]

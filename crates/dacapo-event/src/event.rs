@@ -59,12 +59,10 @@ impl Event {
 
     /// Returns roughly how many bytes the event takes in memory.
     pub fn weight(&self) -> usize {
-        /// Fixed fields, allocation overhead and a typical handful of short properties.
+        /// Fixed fields and allocation overhead.
         const FIXED_BYTES: usize = 512;
-        let headers = self.message.properties.headers.as_ref().map_or(0, |table| table.len() * 96);
         FIXED_BYTES
-            + headers
-            + self.message.body.len()
+            + self.message.weight()
             + self.id.len()
             + self.kind.len()
             + self.key.as_ref().map_or(0, String::len)

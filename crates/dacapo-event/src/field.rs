@@ -103,6 +103,17 @@ impl FieldTable {
         self.0.len()
     }
 
+    /// Returns roughly how many bytes it takes in memory, which is not less than what it takes when
+    /// it is encoded.
+    pub fn weight(&self) -> usize {
+        /// A name and a value without what they point to, and that part's allocation.
+        const FIELD_BYTES: usize = 96;
+        self.0
+            .iter()
+            .map(|(name, value)| FIELD_BYTES + name.as_bytes().len() + value.weight())
+            .sum()
+    }
+
     /// Returns whether there are no fields.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
@@ -136,6 +147,18 @@ impl IntoIterator for FieldTable {
 }
 
 impl FieldValue {
+    /// Returns how many bytes it points to.
+    fn weight(&self) -> usize {
+        match self {
+            FieldValue::LongString(bytes) | FieldValue::ByteArray(bytes) => bytes.len(),
+            FieldValue::Array(values) => {
+                values.iter().map(|value| size_of::<FieldValue>() + value.weight()).sum()
+            }
+            FieldValue::Table(table) => table.weight(),
+            _ => 0,
+        }
+    }
+
     /// Returns a long string of this text.
     pub fn text(text: impl Into<String>) -> Self {
         FieldValue::LongString(Bytes::from(text.into()))

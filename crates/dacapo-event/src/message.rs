@@ -50,6 +50,45 @@ pub struct Properties {
     pub cluster_id: Option<ShortStr>,
 }
 
+impl Message {
+    /// Returns how many bytes it points to, roughly: body, properties, headers, and where it was
+    /// published.
+    pub fn weight(&self) -> usize {
+        let Properties {
+            content_type,
+            content_encoding,
+            headers,
+            correlation_id,
+            reply_to,
+            expiration,
+            message_id,
+            kind,
+            user_id,
+            app_id,
+            cluster_id,
+            delivery_mode: _,
+            priority: _,
+            timestamp: _,
+        } = &self.properties;
+        let texts = [
+            content_type,
+            content_encoding,
+            correlation_id,
+            reply_to,
+            expiration,
+            message_id,
+            kind,
+            user_id,
+            app_id,
+            cluster_id,
+        ];
+        let texts = texts.into_iter().flatten().chain([&self.exchange, &self.routing_key]);
+        self.body.len()
+            + texts.map(|text| text.as_bytes().len()).sum::<usize>()
+            + headers.as_ref().map_or(0, FieldTable::weight)
+    }
+}
+
 /// The `delivery-mode` property; other values than 1 and 2 are passed on as they are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DeliveryMode {

@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::fmt;
 use std::sync::Arc;
 
 use dacapo_event::{Digest, Event, Sequence, StreamName};
@@ -13,8 +14,15 @@ use futures::{StreamExt, stream};
 use super::{Events, Mode, Work, is_of_one_object, open_proven};
 use crate::chain::{self, ChainEntry};
 use crate::compaction::{self, CompactionEntry, DROPPED_MAX, INPUTS_MAX, Input};
+use crate::segment::limits::ROW_GROUPS_MAX;
+use crate::store::memory::MemoryStore;
 use crate::store::{ObjectKey, Put, Store};
-use crate::{ArchiveError, SegmentBuilder, SegmentSummary, layout};
+use crate::{ArchiveError, Sealed, Segment, SegmentBuilder, SegmentSummary, layout};
+
+/// The most row groups in the inputs of one output. Written anew, within the events of one of them
+/// at most three end: one full by its rows, one by its bytes, and one with its last event, which may
+/// be large. So an output has no more than a reader takes.
+const INPUT_ROW_GROUPS_MAX: usize = (ROW_GROUPS_MAX - 1) / 3;
 
 /// The most events in one output: what is remembered of each, to find repeats, comes to 20 MB.
 const EVENTS_MAX: u64 = 250_000;
@@ -29,6 +37,7 @@ const OVERTAKEN_MAX: usize = 3;
 struct Candidate {
     entry: ChainEntry,
     summary: SegmentSummary,
+    row_groups: usize,
 }
 
 /// Segments that become one output.
@@ -37,6 +46,7 @@ struct Group {
     inputs: Vec<Candidate>,
     bytes: u64,
     events: u64,
+    row_groups: usize,
 }
 
 impl Group {
@@ -49,6 +59,7 @@ impl Group {
             || self.bytes + next.entry.size > output_bytes
             || self.events + next.summary.events() > EVENTS_MAX
             || self.inputs.len() == INPUTS_MAX
+            || self.row_groups + next.row_groups > INPUT_ROW_GROUPS_MAX
             || large(first)
             || large(next)
     }
@@ -56,6 +67,7 @@ impl Group {
     fn push(&mut self, next: Candidate) {
         self.bytes += next.entry.size;
         self.events += next.summary.events();
+        self.row_groups += next.row_groups;
         self.inputs.push(next);
     }
 
@@ -128,14 +140,14 @@ impl Work<'_> {
         let mut candidates = stream::iter(firsts)
             .map(|first| async move {
                 let entry = chain_entry(&**store, name, first).await?;
-                let opened =
-                    crate::Segment::open(store.clone(), &entry.segment, Some(entry.size)).await;
-                Ok::<_, ArchiveError>((entry, opened.map(|segment| segment.summary().clone())))
+                let opened = Segment::open(store.clone(), &entry.segment, Some(entry.size)).await;
+                let found = opened.map(|segment| (segment.summary().clone(), segment.row_groups()));
+                Ok::<_, ArchiveError>((entry, found))
             })
             .buffered(READS_AT_ONCE);
         let mut next_first = merging.end.last + 1;
         while let Some(candidate) = candidates.next().await {
-            let (entry, summary) = candidate?;
+            let (entry, found) = candidate?;
             // The segment that the head names is the writer's, and so is all after it.
             if entry.last >= self.head.last {
                 break;
@@ -147,7 +159,8 @@ impl Work<'_> {
                 return Err(ArchiveError::damaged(key, problem));
             }
             next_first = entry.last + 1;
-            let candidate = Candidate { summary: summary?, entry };
+            let (summary, row_groups) = found?;
+            let candidate = Candidate { entry, summary, row_groups };
             if ChainEntry::of(&candidate.summary) != candidate.entry {
                 let problem = "its footer and its chain entry contradict each other";
                 return Err(ArchiveError::damaged(&candidate.entry.segment, problem));
@@ -220,6 +233,7 @@ impl Work<'_> {
             digest: input.entry.digest,
         });
         let sealed = builder.seal_compacted(end.digest, &first, inputs.collect(), source_mark)?;
+        check_readable(&sealed).await?;
         let output = ChainEntry::of(&sealed.summary);
         self.put_output(&output.segment, sealed.bytes).await?;
         self.commit(&output).await?;
@@ -268,6 +282,21 @@ impl Work<'_> {
                 sequence: output.first,
             }),
         }
+    }
+}
+
+/// Makes sure that readers take an output, before it takes the place of anything.
+async fn check_readable(sealed: &Sealed) -> Result<(), ArchiveError> {
+    let key = &sealed.summary.key;
+    let not_put = |problem: &dyn fmt::Display| {
+        ArchiveError::damaged(key, format!("it was made, but not put: {problem}"))
+    };
+    let memory = Arc::new(MemoryStore::new());
+    memory.put_new(key, sealed.bytes.clone()).await?;
+    let opened = Segment::open(memory, key, Some(sealed.bytes.len() as u64)).await;
+    match opened.map_err(|error| not_put(&error))?.summary() == &sealed.summary {
+        true => Ok(()),
+        false => Err(not_put(&"it says something else than it was made to")),
     }
 }
 
@@ -327,5 +356,39 @@ async fn chain_entry(
     match entry.first == first && entry.last >= first {
         true => Ok(entry),
         false => Err(ArchiveError::damaged(&key, "it is the entry of another place")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use dacapo_event::{Event, Message, Timestamp};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn an_output_that_readers_refuse_is_not_put() {
+        let mut builder = SegmentBuilder::new("shop".parse().unwrap(), 1);
+        let event = Event {
+            sequence: 1,
+            archived_at: Timestamp::from_secs(1),
+            time: Timestamp::from_secs(1),
+            id: "e".to_owned(),
+            kind: "t".to_owned(),
+            key: None,
+            message: Message::default(),
+        };
+        builder.push(event).unwrap();
+        let sealed = builder.seal(None, Timestamp::from_secs(1), None).unwrap();
+        check_readable(&sealed).await.unwrap();
+        let mut bytes = sealed.bytes.to_vec();
+        let last = bytes.len() - 10;
+        bytes[last - 200..last].fill(0xff);
+        let refused = Sealed { bytes: bytes.into(), ..sealed.clone() };
+        let error = check_readable(&refused).await.unwrap_err().to_string();
+        assert!(error.contains("it was made, but not put"), "{error}");
+        let mut other = sealed;
+        other.summary.body_bytes += 1;
+        let error = check_readable(&other).await.unwrap_err().to_string();
+        assert!(error.contains("it says something else"), "{error}");
     }
 }

@@ -53,9 +53,20 @@ fn event(id: &str, body: &str, minutes: u64) -> Event {
 
 /// Appends a segment to a stream; an empty id becomes that of the event's place.
 async fn append(store: &Arc<dyn Store>, stream: &str, events: Vec<Event>) {
+    append_in_groups(store, stream, events, 8 << 20).await;
+}
+
+/// Appends a segment with row groups of so many bytes.
+async fn append_in_groups(
+    store: &Arc<dyn Store>,
+    stream: &str,
+    events: Vec<Event>,
+    group_bytes: usize,
+) {
     let stream: StreamName = stream.parse().unwrap();
     let mut writer = StreamWriter::open(Arc::clone(store), stream.clone(), noon).await.unwrap();
-    let mut builder = SegmentBuilder::new(stream.clone(), writer.next());
+    let mut builder =
+        SegmentBuilder::with_row_groups_of(stream.clone(), writer.next(), group_bytes);
     let partition = events[0].archived_at;
     for mut event in events {
         event.sequence = builder.next();
@@ -253,6 +264,22 @@ fn named_in(report: &Report, key: &ObjectKey, problem: &str) {
     let lines: Vec<String> =
         report.problems.iter().map(|found| format!("{}: {}", found.key, found.problem)).collect();
     named(&lines, key, problem);
+}
+
+/// Written anew they may come to three times as many, and no reader takes more than 1,024.
+#[tokio::test]
+async fn segments_of_many_row_groups_become_outputs_that_readers_take() {
+    let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
+    for (n, groups) in [342, 200, 141, 1, 1].into_iter().enumerate() {
+        let events = (0..groups).map(|at| event(&format!("{n}-{at}"), "x", n as u64));
+        append_in_groups(&store, "shop", events.collect(), 1).await;
+    }
+    let (before, _) = archived(&store).await;
+    let large = Options { output_bytes: 48_000_000, ..options(noon) };
+    let report = compact(Arc::clone(&store), &large, |_| {}).await.unwrap();
+    let done = &report.streams[0];
+    assert_eq!((done.taken_over, done.merged, done.outputs), (1, 2, 1), "{report:?}");
+    check_events(&store, &before).await;
 }
 
 #[tokio::test]

@@ -4,7 +4,8 @@
 //! counts; here they are held against what a writer of segments can ever make. The limits are
 //! listed in `docs/limits.md`.
 //!
-//! Invariant: a segment that [`crate::SegmentBuilder`] made is never refused here.
+//! Invariant: a segment that [`crate::SegmentBuilder`] made is never refused here. The builder holds
+//! to what is said here of row groups and events.
 
 use std::ops::Range;
 
@@ -46,20 +47,28 @@ const SCHEMA_ELEMENTS_MAX: usize = 64;
 pub(super) const THRIFT_DEPTH_MAX: usize = 16;
 
 /// Row groups of a segment: a thousand of them hold 8 GiB of events.
-const ROW_GROUPS_MAX: usize = 1_024;
+pub(crate) const ROW_GROUPS_MAX: usize = 1_024;
+
+/// What the body of an event may have: the largest that RabbitMQ can be configured to take. Less
+/// would make an archive that holds an event which nobody can read.
+pub(crate) const EVENT_BODY_BYTES_MAX: usize = 512 * 1024 * 1024;
+
+/// What everything else of an event may have: an import's longest line.
+pub(crate) const EVENT_ATTRIBUTE_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// A row group is closed at 8 MiB of events, and the last of them may be the largest there is; each
+/// value has a length besides.
+const ROW_GROUP_BYTES_BESIDE: u64 = 16 * 1024 * 1024;
 
 /// Rows of a row group: four times as many as a writer puts there. A decoded row without its texts
 /// takes some 600 bytes.
 pub(super) const ROWS_MAX: usize = 64 * 1024;
 
-/// What the bodies of a row group may decode to: a writer closes one at 8 MiB of events, and the
-/// last of them may have the largest body that RabbitMQ can be configured to take (512 MiB). Less
-/// would make an archive that holds an event which nobody can read.
-const BODY_BYTES_MAX: u64 = (512 + 16) * 1024 * 1024;
+/// What the bodies of a row group may decode to.
+const BODY_BYTES_MAX: u64 = EVENT_BODY_BYTES_MAX as u64 + ROW_GROUP_BYTES_BESIDE;
 
-/// What any other column of a row group, and all of them together, may decode to: the last event
-/// of one may be an import's longest line (64 MiB).
-const ATTRIBUTE_BYTES_MAX: u64 = (64 + 16) * 1024 * 1024;
+/// What any other column of a row group, and all of them together, may decode to.
+const ATTRIBUTE_BYTES_MAX: u64 = EVENT_ATTRIBUTE_BYTES_MAX as u64 + ROW_GROUP_BYTES_BESIDE;
 
 /// What a bloom filter may have: the largest that Parquet's writers make.
 pub(super) const BLOOM_BYTES_MAX: u64 = 128 * 1024 * 1024;

@@ -129,6 +129,74 @@ async fn bodies_of_nothing_and_of_16_mib_are_kept() {
 }
 
 #[tokio::test]
+async fn a_segment_with_as_many_row_groups_as_there_may_be_is_read() {
+    let mut builder = SegmentBuilder::with_row_groups_of("shop".parse().unwrap(), 1, 1);
+    let mut full_at = None;
+    for sequence in 1..=limits::ROW_GROUPS_MAX as u64 {
+        if builder.is_full() {
+            full_at.get_or_insert(sequence);
+        }
+        builder.push(event(sequence)).unwrap();
+    }
+    assert_eq!(full_at, Some(961), "there is room for what was on its way");
+    let error = builder.push(event(1_025)).unwrap_err().to_string();
+    assert!(error.ends_with("its segment has 1024 row groups"), "{error}");
+    let sealed = builder.seal(None, Timestamp::from_secs(1_800_000_000), None).unwrap();
+    let segment = opened(sealed.bytes).await.unwrap();
+    assert_eq!((segment.row_groups(), segment.summary().events()), (1_024, 1_024));
+    assert_eq!(all_events(&segment).await.unwrap().len(), 1_024);
+}
+
+/// Nine hundred events with the largest headers that a broker delivers are more than one row group.
+#[tokio::test]
+async fn events_that_are_mostly_headers_are_read() {
+    let trace = FieldValue::LongString(Bytes::from(vec![b'x'; 120_000]));
+    let headers: FieldTable = [(ShortStr::from_static("trace"), trace)].into_iter().collect();
+    let large = |sequence| {
+        let mut event = event(sequence);
+        event.message.properties.headers = Some(headers.clone());
+        event
+    };
+    let segment = opened(sealed((1..=900).map(large)).bytes).await.unwrap();
+    assert!(segment.row_groups() > 10, "{} row groups", segment.row_groups());
+    let rows = Rows::all(segment.facts(0).rows);
+    let events = segment.read(0, &rows, ColumnSet::ALL).await.unwrap();
+    assert_eq!(events[0], large(1));
+}
+
+#[tokio::test]
+async fn an_event_that_no_reader_would_take_is_not_written() {
+    let check = async |change: fn(&mut Event), refused: Option<&str>| {
+        let mut builder = SegmentBuilder::new("shop".parse().unwrap(), 1);
+        builder.push(event(1)).unwrap();
+        let mut large = event(2);
+        change(&mut large);
+        match refused {
+            None => builder.push(large).unwrap(),
+            Some(reason) => {
+                let error = builder.push(large).unwrap_err().to_string();
+                assert!(error.contains(reason), "{error}");
+                builder.push(event(2)).unwrap();
+            }
+        }
+        let sealed = builder.seal(None, Timestamp::from_secs(1_800_000_000), None).unwrap();
+        let segment = opened(sealed.bytes).await.unwrap();
+        assert_eq!(all_events(&segment).await.unwrap().len(), 2);
+    };
+    check(|event| event.kind = "t".repeat(60 << 20), None).await;
+    check(
+        |event| event.kind = "t".repeat(65 << 20),
+        Some("its attributes and properties have 681575"),
+    )
+    .await;
+    check(
+        |event| event.message.body = vec![0; (512 << 20) + 1].into(),
+        Some("its body has 536870913 bytes"),
+    )
+    .await;
+}
+
+#[tokio::test]
 async fn a_routing_key_that_is_not_text_is_kept() {
     let mut odd = event(1);
     odd.message.routing_key = ShortStr::new(vec![0xff; 255]).unwrap();

@@ -235,9 +235,12 @@ impl Building {
     }
 
     fn full_segment(&mut self) -> Result<Option<Sealed>, ArchiveError> {
-        match &self.draft {
-            Some(draft) if draft.builder.bytes() >= self.config.segment_bytes => self.seal(),
-            _ => Ok(None),
+        let is_full = |draft: &Draft| {
+            draft.builder.is_full() || draft.builder.bytes() >= self.config.segment_bytes
+        };
+        match self.draft.as_ref().is_some_and(is_full) {
+            true => self.seal(),
+            false => Ok(None),
         }
     }
 

@@ -7,14 +7,16 @@ use std::borrow::Cow;
 use std::fmt;
 
 use bytes::Bytes;
-use dacapo_event::attributes::time_from_text;
-use dacapo_event::{Event, Message, Properties, Sequence, ShortStr, StreamName, Timestamp, ndjson};
+use dacapo_event::attributes::{VALUE_BYTES_MAX, time_from_text};
+use dacapo_event::{
+    Event, FieldTable, Message, Properties, Sequence, ShortStr, StreamName, Timestamp, ndjson,
+};
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
 use super::compact::compact;
-use super::{Field, FieldMap};
+use super::{Field, FieldMap, HEADERS_BYTES_MAX};
 
 /// What a line says of an event.
 #[derive(Debug)]
@@ -36,12 +38,12 @@ pub(super) fn parse(line: &[u8], fields: &FieldMap) -> Result<Parsed, Problem> {
     let members: Members<'_> = serde_json::from_str(text).map_err(|error| json_problem(&error))?;
     let get = |field: &Field| members.find(field.path());
 
-    let id = scalar(&get, &fields.id)?.filter(|id| !id.is_empty()).map(Cow::into_owned);
+    let id = attribute(&get, &fields.id)?;
     let time = scalar(&get, &fields.time)?
         .map(|text| time(&text).ok_or_else(|| not_a_time(&fields.time, &text)))
         .transpose()?;
-    let kind = scalar(&get, &fields.kind)?.filter(|kind| !kind.is_empty()).map(Cow::into_owned);
-    let key = scalar(&get, &fields.key)?.filter(|key| !key.is_empty()).map(Cow::into_owned);
+    let kind = attribute(&get, &fields.kind)?;
+    let key = attribute(&get, &fields.key)?;
 
     let mut properties = match object(&get, &fields.properties)? {
         Some(members) => ndjson::properties_from_json(&members).map_err(|e| e.to_string())?,
@@ -57,6 +59,11 @@ pub(super) fn parse(line: &[u8], fields: &FieldMap) -> Result<Parsed, Problem> {
         .map(|members| ndjson::table_from_json(&members))
         .transpose()
         .map_err(|error| format!("`{}`: {error}", fields.headers))?;
+    let headers = properties.headers.as_ref().map_or(0, FieldTable::weight);
+    if headers > HEADERS_BYTES_MAX {
+        let megabytes = HEADERS_BYTES_MAX / 1024 / 1024;
+        return Err(format!("`{}` takes more than {megabytes} MiB in memory", fields.headers));
+    }
     let message = Message {
         exchange: short(&get, &fields.exchange)?,
         routing_key: short(&get, &fields.routing_key)?,
@@ -124,6 +131,18 @@ fn scalar<'a>(
             Err(format!("`{field}` is an object or array, not a string or number"))
         }
         _ => Ok(Some(Cow::Borrowed(raw.get()))),
+    }
+}
+
+/// Returns a scalar that says something.
+fn attribute<'a>(
+    get: &impl Fn(&Field) -> Option<&'a RawValue>,
+    field: &Field,
+) -> Result<Option<String>, Problem> {
+    let Some(text) = scalar(get, field)?.filter(|text| !text.is_empty()) else { return Ok(None) };
+    match text.len() <= VALUE_BYTES_MAX {
+        true => Ok(Some(text.into_owned())),
+        false => Err(format!("`{field}` has {} bytes, more than {VALUE_BYTES_MAX}", text.len())),
     }
 }
 

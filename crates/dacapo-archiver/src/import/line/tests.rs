@@ -146,6 +146,16 @@ fn every_problem_says_what_is_wrong_and_where() {
         r#"{"time":"yesterday"}"#,
         "`time` is `yesterday`, not a time (RFC 3339, or seconds, milliseconds or microseconds since 1970)",
     );
+    let long = "x".repeat(64 * 1024 + 1);
+    for field in ["id", "type", "key"] {
+        let line = format!(r#"{{"{field}":"{long}"}}"#);
+        check_problem(line, &format!("`{field}` has 65537 bytes, more than 65536"));
+    }
+    let numbers = vec!["1"; 1_500_000].join(",");
+    check_problem(
+        format!(r#"{{"headers":{{"all":[{numbers}]}}}}"#),
+        "`headers` takes more than 32 MiB in memory",
+    );
     let key = "k".repeat(256);
     check_problem(
         format!(r#"{{"routing_key":"{key}"}}"#),
