@@ -12,7 +12,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use dacapo_event::{Clock, Digest, Event, StreamName};
+use dacapo_event::{Clock, Digest, Event, MemoryBudget, StreamName};
 
 use crate::chain::{self, ChainEntry, Head};
 use crate::segment::object_size;
@@ -31,9 +31,13 @@ pub const GRACE: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 /// there is enough for a large output.
 pub const OLDER_THAN: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// The size of an output by default: as the archiver's own segments, one request for a footer for
-/// each 32 MB.
-pub const OUTPUT_BYTES: u64 = 32 * 1024 * 1024;
+/// The size of an output by default: two segments as an archiver fills them. Those that it filled,
+/// or half of them, are taken over as they are ([`TAKEN_OVER_FROM`]): merged, they would take their
+/// size again for the grace period, to save half of the requests for their footers.
+pub const OUTPUT_BYTES: u64 = 2 * MemoryBudget::DEFAULT.segment();
+
+/// A segment of so large a part of an output, or larger, is its own output.
+const TAKEN_OVER_FROM: u64 = 4;
 
 /// The largest output that may be asked for. It is held in memory while it is made, in a buffer that
 /// may be twice as large: so the process stays under 200 MB.

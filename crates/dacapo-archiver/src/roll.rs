@@ -3,6 +3,7 @@
 use std::num::{NonZeroU16, NonZeroU64};
 use std::time::Duration;
 
+use dacapo_event::MemoryBudget;
 use tokio::time::Instant;
 
 /// When the segment being filled is sealed and put: at whichever limit is reached first.
@@ -23,7 +24,7 @@ impl RollPolicy {
     /// The share of the default budget. Large enough that requests cost nothing beside the bytes and
     /// a scan reads few footers (60 GB are some 1,000 objects of compressed JSON); small enough that
     /// one in flight and one being filled, each with a body of 16 MiB more, fit the budget.
-    pub const BYTES: usize = 16 * 1024 * 1024;
+    pub const BYTES: usize = MemoryBudget::DEFAULT.segment() as usize;
 
     /// What a platform can lose with its broker: events younger than this may be on the bus only.
     pub const AGE: Duration = Duration::from_secs(60);

@@ -24,13 +24,13 @@ impl MemoryBudget {
     }
 
     /// Returns the whole.
-    pub fn bytes(self) -> u64 {
+    pub const fn bytes(self) -> u64 {
         self.0.get()
     }
 
     /// Returns the size at which a segment is finished: one is filled while one is put, and
     /// encoding takes as much again.
-    pub fn segment(self) -> u64 {
+    pub const fn segment(self) -> u64 {
         self.bytes() / 8
     }
 

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use dacapo_event::{Digest, Event, Sequence, StreamName};
 use futures::{StreamExt, stream};
 
-use super::{Events, Mode, Work, is_of_one_object, open_proven};
+use super::{Events, Mode, TAKEN_OVER_FROM, Work, is_of_one_object, open_proven};
 use crate::chain::{self, ChainEntry};
 use crate::compaction::{self, CompactionEntry, DROPPED_MAX, INPUTS_MAX, Input};
 use crate::segment::limits::ROW_GROUPS_MAX;
@@ -54,7 +54,7 @@ impl Group {
     /// large, or lie under the date of another day.
     fn is_full_before(&self, next: &Candidate, output_bytes: u64) -> bool {
         let Some(first) = self.inputs.first() else { return false };
-        let large = |candidate: &Candidate| candidate.entry.size > output_bytes / 2;
+        let large = |candidate: &Candidate| is_taken_over(candidate.entry.size, output_bytes);
         layout::date_of(&first.entry.segment) != layout::date_of(&next.entry.segment)
             || self.bytes + next.entry.size > output_bytes
             || self.events + next.summary.events() > EVENTS_MAX
@@ -77,6 +77,11 @@ impl Group {
         self.inputs.into_iter().take(count).for_each(|input| group.push(input));
         group
     }
+}
+
+/// Returns whether a segment is large enough to be its own output.
+fn is_taken_over(bytes: u64, output_bytes: u64) -> bool {
+    bytes >= output_bytes / TAKEN_OVER_FROM
 }
 
 /// What is merged next, and where the outputs end before it.
@@ -361,9 +366,20 @@ async fn chain_entry(
 
 #[cfg(test)]
 mod tests {
-    use dacapo_event::{Event, Message, Timestamp};
+    use dacapo_event::{Event, MemoryBudget, Message, Timestamp};
 
     use super::*;
+    use crate::compact::OUTPUT_BYTES;
+
+    #[test]
+    fn what_an_archiver_filled_is_not_rewritten() {
+        let full = MemoryBudget::DEFAULT.segment();
+        // The last of its events may have been large, or compressed well.
+        for bytes in [full + 1_000_000, full - 100_000, full * 3 / 4, full / 2] {
+            assert!(is_taken_over(bytes, OUTPUT_BYTES), "{bytes}");
+        }
+        assert!(!is_taken_over(full / 2 - 1, OUTPUT_BYTES));
+    }
 
     #[tokio::test]
     async fn an_output_that_readers_refuse_is_not_put() {

@@ -464,7 +464,7 @@ impl Store for Scripted {
 
 #[tokio::test]
 async fn killed_at_any_store_call_and_run_again_nothing_is_lost_and_the_chain_is_one() {
-    let small = |clock| Options { output_bytes: 12_000, ..options(clock) };
+    let small = |clock| Options { output_bytes: 17_000, ..options(clock) };
     let mut kills = 0;
     for nth in 1.. {
         let mut reached = false;
@@ -485,7 +485,7 @@ async fn killed_at_any_store_call_and_run_again_nothing_is_lost_and_the_chain_is
             compact(Arc::clone(&inner), &small(later), |_| {}).await.unwrap();
             check_events(&inner, &before).await;
             let report = sound(&inner).await;
-            assert_eq!((report.compacted, &report.notes), (6, &vec![]), "{nth} {after}");
+            assert_eq!((report.compacted, &report.notes), (7, &vec![]), "{nth} {after}");
             assert!(report.outputs > 1, "{report:?}");
         }
         if !reached {
@@ -501,7 +501,7 @@ async fn of_two_compactions_one_is_overtaken_and_goes_on_after_the_other() {
     let (before, _) = archived(&inner).await;
     let store = Scripted::ending(&inner, None);
     // It makes smaller outputs, so that they end elsewhere.
-    let other = Options { output_bytes: 12_000, ..options(noon) };
+    let other = Options { output_bytes: 17_000, ..options(noon) };
     *store.overtaken_by.lock().unwrap() = Some(other);
     let report = compact(store.clone(), &options(noon), |_| {}).await.unwrap();
     assert!(report.problems.is_empty(), "{report:?}");
@@ -645,9 +645,9 @@ fn named(found: &[String], key: &ObjectKey, problem: &str) {
 #[tokio::test]
 async fn damage_to_outputs_and_their_entries_is_found_and_named() {
     let compacted = async || {
-        let store = archive(11).await;
+        let store = archive(16).await;
         for clock in [noon as Clock, later] {
-            let small = Options { output_bytes: 12_000, ..options(clock) };
+            let small = Options { output_bytes: 17_000, ..options(clock) };
             compact(Arc::clone(&store), &small, |_| {}).await.unwrap();
         }
         let (outputs, entries) =

@@ -178,7 +178,7 @@ pub struct CompactArgs {
     /// may read them
     #[arg(long, default_value = "7d", value_parser = parse_duration, value_name = "TIME")]
     pub grace: Duration,
-    /// Finish a merged segment at this size, 48Mi at the most; those over half of it stay as they are
+    /// Finish a merged segment at this size, 48Mi at the most; those from a quarter of it on stay as they are
     #[arg(long, default_value = "32Mi", value_parser = parse_output_bytes, value_name = "BYTES")]
     pub roll_bytes: NonZeroU64,
     /// Say what would be done, without doing it
