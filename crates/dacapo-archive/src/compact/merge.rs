@@ -8,7 +8,7 @@ use std::collections::hash_map::Entry;
 use std::fmt;
 use std::sync::Arc;
 
-use dacapo_event::{Digest, Event, Sequence, StreamName};
+use dacapo_event::{Digest, Event, Sequence, StreamName, Timestamp};
 use futures::{StreamExt, stream};
 
 use super::{Events, Mode, TAKEN_OVER_FROM, Work, is_of_one_object, open_proven};
@@ -62,6 +62,14 @@ impl Group {
             || self.row_groups + next.row_groups > INPUT_ROW_GROUPS_MAX
             || large(first)
             || large(next)
+    }
+
+    /// Returns whether nothing more comes for this output when segments are merged up to that moment:
+    /// the day that it is filed under is over by then. Outputs are never merged again, so that one
+    /// that is made too early leaves two for its day.
+    fn is_over(&self, oldest: Timestamp) -> bool {
+        let date = self.inputs.first().and_then(|input| layout::date_of(&input.entry.segment));
+        date.is_some_and(|date| date < oldest.date_and_hour().0.as_str())
     }
 
     fn push(&mut self, next: Candidate) {
@@ -125,7 +133,7 @@ impl Work<'_> {
         if ended.as_ref().is_err_and(|error| !is_of_one_object(error)) {
             return ended;
         }
-        if merging.group.inputs.len() > 1 {
+        if merging.group.inputs.len() > 1 && merging.group.is_over(self.oldest()) {
             self.finish(merging.group, merging.end).await?;
         }
         ended
@@ -141,7 +149,7 @@ impl Work<'_> {
             .filter(|first| *first < self.head.last)
             .collect();
         drop(listed);
-        let (store, oldest) = (self.store, (self.options.clock)().minus(self.options.older_than));
+        let (store, oldest) = (self.store, self.oldest());
         let mut candidates = stream::iter(firsts)
             .map(|first| async move {
                 let entry = chain_entry(&**store, name, first).await?;
@@ -180,6 +188,11 @@ impl Work<'_> {
             merging.group.push(candidate);
         }
         Ok(())
+    }
+
+    /// Returns the moment up to which segments are merged.
+    fn oldest(&self) -> Timestamp {
+        (self.options.clock)().minus(self.options.older_than)
     }
 
     async fn end(&self) -> Result<End, ArchiveError> {
@@ -366,7 +379,7 @@ async fn chain_entry(
 
 #[cfg(test)]
 mod tests {
-    use dacapo_event::{Event, MemoryBudget, Message, Timestamp};
+    use dacapo_event::{MemoryBudget, Message};
 
     use super::*;
     use crate::compact::OUTPUT_BYTES;

@@ -1,5 +1,6 @@
 //! Compaction keeps every event and the proof of what was there, whenever it is killed.
 
+use std::cell::Cell;
 use std::fmt;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -13,6 +14,11 @@ use crate::compaction::{self, Compaction, Repeat};
 use crate::store::{ListPage, ObjectKey, Put};
 use crate::verify::verify;
 use crate::{SegmentBuilder, StreamWriter, layout};
+
+thread_local! {
+    /// What the clock of one test says.
+    static CLOCK: Cell<Timestamp> = const { Cell::new(Timestamp::EPOCH) };
+}
 
 /// When the events were archived.
 const BEGIN: u64 = 1_800_000_000;
@@ -345,6 +351,38 @@ async fn what_is_young_another_days_or_large_is_not_merged() {
     sound(&store).await;
     // What is its own output is never deleted.
     assert_eq!(keys(&store, "segments/").await.len(), 4);
+}
+
+/// Run each hour of two days, as by cron, while a segment comes every ten minutes.
+#[tokio::test]
+async fn however_often_it_runs_a_day_becomes_one_output() {
+    let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
+    let mut outputs = 0;
+    for hour in 0..60 {
+        for minutes in [0, 10, 20, 30, 40, 50] {
+            let minutes = hour * 60 + minutes;
+            append(&store, "shop", vec![event(&format!("e{minutes}"), "x", minutes)]).await;
+        }
+        let now = Timestamp::from_secs(BEGIN + (hour + 2) * 3_600);
+        let at = Options {
+            older_than: Duration::from_secs(3_600),
+            output_bytes: 48_000_000,
+            ..options(|| CLOCK.with(Cell::get))
+        };
+        CLOCK.set(now);
+        let report = compact(Arc::clone(&store), &at, |_| {}).await.unwrap();
+        assert_eq!(report.problems, []);
+        outputs += report.streams[0].outputs;
+    }
+    // It began at eight; of the third day only the morning is there.
+    assert_eq!(outputs, 2);
+    let dates: Vec<String> = keys(&store, "compacted/").await.iter().map(date_of).collect();
+    assert_eq!(dates, ["date=2027-01-15", "date=2027-01-16"]);
+    sound(&store).await;
+}
+
+fn date_of(key: &ObjectKey) -> String {
+    key.as_str().split('/').nth(2).unwrap().to_owned()
 }
 
 #[tokio::test]
