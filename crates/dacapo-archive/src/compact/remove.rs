@@ -35,13 +35,24 @@ impl Work<'_> {
                 left.entry(entry).or_default().insert(object.key);
             }
         }
+        let mut outputs: BTreeMap<Sequence, Vec<ObjectKey>> = BTreeMap::new();
+        for object in chain::list_all(&**self.store, &layout::compacted_of(&name), None).await? {
+            if let Some((_, first)) = layout::parse_compacted(&object.key) {
+                outputs.entry(first).or_default().push(object.key);
+            }
+        }
         for (first, keys) in left {
+            // It was taken over, and stays: to ask each time would cost a request for each, for ever.
+            let begins = |key: &ObjectKey| layout::parse_segment(key).map(|(_, first)| first);
+            if !outputs.contains_key(&first) && keys.iter().map(begins).eq([Some(first)]) {
+                continue;
+            }
             match self.remove_inputs_of(first, &keys).await {
                 Ok(()) => {}
                 Err(error) => problems.push(finding(error)?),
             }
         }
-        self.remove_leftovers(&firsts).await
+        self.remove_leftovers(&firsts, outputs).await
     }
 
     /// Deletes those inputs of one output that are still there, if it is time.
@@ -60,6 +71,10 @@ impl Work<'_> {
         let beginning = there.iter().filter_map(|key| Some(layout::parse_segment(key)?.1));
         let beginning: BTreeSet<Sequence> =
             beginning.filter(|first| *first <= entry.output.last).collect();
+        if (self.options.clock)().since(entry.compacted_at) < self.options.grace {
+            self.report.waiting += beginning.len() as u64;
+            return Ok(());
+        }
         let mut inputs: Vec<ChainEntry> = stream::iter(beginning)
             .map(|first| chain::entry(&**self.store, name, first))
             .buffered(READS_AT_ONCE)
@@ -68,11 +83,6 @@ impl Work<'_> {
             .await?;
         inputs.retain(|input| there.contains(&input.segment));
         if inputs.is_empty() {
-            return Ok(());
-        }
-        let count = inputs.len() as u64;
-        if (self.options.clock)().since(entry.compacted_at) < self.options.grace {
-            self.report.waiting += count;
             return Ok(());
         }
         let bytes: u64 = inputs.iter().map(|input| input.size).sum();
@@ -85,7 +95,7 @@ impl Work<'_> {
                 self.report.deleted_bytes += input.size;
             }
         } else {
-            self.report.deleted += count;
+            self.report.deleted += inputs.len() as u64;
             self.report.deleted_bytes += bytes;
         }
         self.looked_at(bytes + entry.output.size);
@@ -145,19 +155,16 @@ impl Work<'_> {
 
     /// Deletes outputs at places that another output has taken for good. One at the end may be about
     /// to be committed.
-    async fn remove_leftovers(&mut self, firsts: &[Sequence]) -> Result<(), ArchiveError> {
+    async fn remove_leftovers(
+        &mut self,
+        firsts: &[Sequence],
+        outputs: BTreeMap<Sequence, Vec<ObjectKey>>,
+    ) -> Result<(), ArchiveError> {
         if self.options.mode == Mode::DryRun {
             return Ok(());
         }
         let name = &self.head.stream;
-        let listed = chain::list_all(&**self.store, &layout::compacted_of(name), None).await?;
-        let mut at: BTreeMap<Sequence, Vec<ObjectKey>> = BTreeMap::new();
-        for object in listed {
-            if let Some((_, first)) = layout::parse_compacted(&object.key) {
-                at.entry(first).or_default().push(object.key);
-            }
-        }
-        for (first, keys) in at {
+        for (first, keys) in outputs {
             if keys.len() == 1 && firsts.binary_search(&first).is_ok() {
                 continue;
             }

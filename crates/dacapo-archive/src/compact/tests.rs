@@ -11,6 +11,7 @@ use dacapo_event::{Message, Sequence, Timestamp};
 
 use super::*;
 use crate::compaction::{self, Compaction, Repeat};
+use crate::store::metered::Metered;
 use crate::store::{ListPage, ObjectKey, Put};
 use crate::verify::verify;
 use crate::{SegmentBuilder, StreamWriter, layout};
@@ -383,6 +384,28 @@ async fn however_often_it_runs_a_day_becomes_one_output() {
 
 fn date_of(key: &ObjectKey) -> String {
     key.as_str().split('/').nth(2).unwrap().to_owned()
+}
+
+#[tokio::test]
+async fn what_is_compacted_costs_no_requests_at_a_later_run() {
+    let requests = async |bytes: usize, segments: u64| {
+        let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
+        for n in 0..segments {
+            append_large(&store, n, bytes).await;
+        }
+        let large = Options { output_bytes: 400_000, ..options(noon) };
+        compact(Arc::clone(&store), &large, |_| {}).await.unwrap();
+        let metered = Arc::new(Metered::new(store));
+        let again = Arc::clone(&metered) as Arc<dyn Store>;
+        let report = compact(again, &large, |_| {}).await.unwrap();
+        let done = &report.streams[0];
+        assert_eq!(done.waiting + done.merged, if bytes < 100_000 { segments - 1 } else { 0 });
+        metered.totals().requests
+    };
+    // Taken over, and merged but in the grace period.
+    for bytes in [120_000, 1_000] {
+        assert_eq!(requests(bytes, 12).await, requests(bytes, 4).await, "{bytes}");
+    }
 }
 
 #[tokio::test]
