@@ -139,8 +139,8 @@ impl ChainEntry {
         Ok(ChainEntry {
             segment: json.segment.parse().map_err(|_| unreadable("segment"))?,
             size: json.bytes,
-            first: json.first_sequence,
-            last: json.last_sequence,
+            first: sequence(json.first_sequence).ok_or_else(|| unreadable("first_sequence"))?,
+            last: sequence(json.last_sequence).ok_or_else(|| unreadable("last_sequence"))?,
             digest: json.digest.parse().map_err(|_| unreadable("digest"))?,
             previous: json
                 .previous
@@ -193,7 +193,7 @@ impl Head {
         }
         Ok(Head {
             stream: json.stream.parse().map_err(|_| unreadable("stream"))?,
-            last: json.last_sequence,
+            last: sequence(json.last_sequence).ok_or_else(|| unreadable("last_sequence"))?,
             digest: json.digest.parse().map_err(|_| unreadable("digest"))?,
             segment: json.segment.parse().map_err(|_| unreadable("segment"))?,
             moved_at: json.moved_at.parse().map_err(|_| unreadable("moved_at"))?,
@@ -204,6 +204,12 @@ impl Head {
                 .map_err(|_| unreadable("source_mark"))?,
         })
     }
+}
+
+/// Returns a sequence that a writer can have given, so that one can be added to it: the column of
+/// sequences is signed.
+pub(crate) fn sequence(number: u64) -> Option<Sequence> {
+    i64::try_from(number).is_ok().then_some(number)
 }
 
 pub(crate) fn to_json(value: &impl Serialize) -> Bytes {

@@ -18,7 +18,7 @@ use serde_json::json;
 use crate::compaction::{Compaction, DROPPED_MAX, INPUTS_MAX, Input, Repeat};
 use crate::store::ObjectKey;
 use crate::summary::{SegmentSummary, Tally};
-use crate::{ArchiveError, FORMAT_VERSION};
+use crate::{ArchiveError, FORMAT_VERSION, chain};
 use dacapo_event::{Digest, Hasher, Timestamp};
 
 /// The version of a segment as its writer makes it, which every reader knows.
@@ -106,7 +106,8 @@ pub(crate) fn decode(
         previous: fields.parse_if_there("previous")?,
         source_mark: fields.parse_if_there("source_mark")?,
     };
-    if summary.first == 0 || summary.last < summary.first {
+    if summary.first == 0 || summary.last < summary.first || chain::sequence(summary.last).is_none()
+    {
         return Err(fields.damaged("first_sequence"));
     }
     let problem = compaction.as_ref().and_then(|made| made.problem(summary.first, summary.last));

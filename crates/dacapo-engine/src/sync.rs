@@ -13,7 +13,7 @@ use dacapo_archive::compaction::{self, CompactionEntry};
 use dacapo_archive::store::{ObjectMeta, Store, StoreError};
 use dacapo_archive::{ArchiveError, Segment, SegmentSummary, layout};
 use dacapo_event::{Sequence, StreamName};
-use dacapo_index::Index;
+use dacapo_index::{Index, IndexError};
 use futures::{StreamExt, stream};
 
 use crate::EngineError;
@@ -198,8 +198,17 @@ async fn take_outputs(
         match output? {
             Ok(Output { summary, known }) => {
                 if !known {
-                    report.added += 1;
-                    index.replace_covered(&summary)?;
+                    match index.replace_covered(&summary) {
+                        Ok(()) => report.added += 1,
+                        // Its entry is not where the output before it ends.
+                        Err(IndexError::Overlap { other, .. }) => {
+                            all_read = false;
+                            let problem = format!("it has events of `{other}`, too");
+                            report.unreadable.push((summary.key.to_string(), problem));
+                            continue;
+                        }
+                        Err(error) => return Err(error.into()),
+                    }
                 }
                 if all_read {
                     index.set_compacted(stream, summary.first)?;

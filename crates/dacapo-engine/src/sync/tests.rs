@@ -291,6 +291,30 @@ async fn an_output_that_is_gone_or_damaged_leaves_what_it_was_made_of() {
     }
 }
 
+/// Two compactions that a wrong restore has put together.
+#[tokio::test]
+async fn outputs_that_overlap_are_told_and_stop_no_command() {
+    let mut archive = Archive::of(vec![events(40), events(6)], 2).await;
+    let mut other = Archive::of(vec![events(20)], 2).await;
+    archive.compact(1 << 20, false).await;
+    other.compact(1 << 20, false).await;
+    for n in 10..20 {
+        other.append("s0", vec![event(2 * n, at(2 * n)), event(2 * n + 1, at(2 * n + 1))]).await;
+    }
+    other.compact(1 << 20, false).await;
+    let output = other.summaries.iter().find(|summary| summary.first == 19).unwrap();
+    for key in [output.key.clone(), layout::compaction_entry(&name("s0"), 19)] {
+        let bytes = other.store.get(&key, ByteRange::Full).await.unwrap();
+        archive.store.put_new(&key, bytes).await.unwrap();
+    }
+    let (_dir, index) = index();
+    let (report, _) = synced(&archive.store, &index).await;
+    let [(key, problem)] = report.unreadable.as_slice() else { panic!("{report:?}") };
+    assert_eq!(key, output.key.as_str());
+    assert_eq!(*problem, format!("it has events of `{}`, too", archive.summaries[0].key));
+    assert_eq!(indexed(&index), archive.summaries);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(12))]
 
