@@ -43,6 +43,9 @@ const TAKEN_OVER_FROM: u64 = 4;
 /// may be twice as large: so the process stays under 200 MB.
 pub const OUTPUT_BYTES_MAX: u64 = 48 * 1024 * 1024;
 
+/// Chain entries and footers read at once: hides the latency of a store.
+const READS_AT_ONCE: usize = 8;
+
 /// What to compact, and how.
 #[derive(Debug, Clone)]
 pub struct Options {

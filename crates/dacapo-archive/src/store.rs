@@ -90,7 +90,7 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// At most 1,000; `prefix` is matched as text (it need not end at a `/`).
     async fn list(&self, prefix: &str, after: Option<&ObjectKey>) -> Result<ListPage, StoreError>;
 
-    /// Deletes the object; one that is not there is no error. Only probes and, later, compaction
+    /// Deletes the object; one that is not there is no error. Only probes and compaction
     /// delete.
     async fn delete(&self, key: &ObjectKey) -> Result<(), StoreError>;
 

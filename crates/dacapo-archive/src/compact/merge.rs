@@ -11,7 +11,7 @@ use std::sync::Arc;
 use dacapo_event::{Digest, Event, Sequence, StreamName, Timestamp};
 use futures::{StreamExt, stream};
 
-use super::{Events, Mode, TAKEN_OVER_FROM, Work, is_of_one_object, open_proven};
+use super::{Events, Mode, READS_AT_ONCE, TAKEN_OVER_FROM, Work, is_of_one_object, open_proven};
 use crate::chain::{self, ChainEntry};
 use crate::compaction::{self, CompactionEntry, DROPPED_MAX, INPUTS_MAX, Input};
 use crate::segment::limits::ROW_GROUPS_MAX;
@@ -26,9 +26,6 @@ const INPUT_ROW_GROUPS_MAX: usize = (ROW_GROUPS_MAX - 1) / 3;
 
 /// The most events in one output: what is remembered of each, to find repeats, comes to 20 MB.
 const EVENTS_MAX: u64 = 250_000;
-
-/// Chain entries and footers read at once: hides the latency of a store.
-const READS_AT_ONCE: usize = 8;
 
 /// How often a compaction begins again because another one was faster.
 const OVERTAKEN_MAX: usize = 3;

@@ -6,15 +6,12 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use dacapo_event::{Digest, Event, Sequence};
 use futures::{StreamExt, TryStreamExt, stream};
 
-use super::{Events, Mode, Work, finding, open_proven};
+use super::{Events, Mode, READS_AT_ONCE, Work, finding, open_proven};
 use crate::chain::{self, ChainEntry};
 use crate::compaction::{self, Compaction, CompactionEntry};
 use crate::store::ObjectKey;
 use crate::verify::Finding;
 use crate::{ArchiveError, layout};
-
-/// Chain entries read at once: hides the latency of a store.
-const READS_AT_ONCE: usize = 8;
 
 impl Work<'_> {
     /// Deletes what may go now. An output that is not what it should be keeps its inputs, and is

@@ -171,8 +171,8 @@ pub struct CompactArgs {
     /// Only this stream; repeatable [default: all]
     #[arg(long = "stream", value_name = "STREAM")]
     pub streams: Vec<StreamName>,
-    /// Merge only segments all of whose events were archived so long ago; a day that is not over then
-    /// waits
+    /// Merge only segments all of whose events were archived so long ago; the rest
+    /// of a day that was not over then waits
     #[arg(long, default_value = "1d", value_parser = parse_duration, value_name = "TIME")]
     pub older_than: Duration,
     /// Delete merged segments so long after they were merged: longer than any replay takes that
