@@ -32,7 +32,7 @@ pub const GRACE: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 pub const OLDER_THAN: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// The size of an output by default: two segments as an archiver fills them. Those that it filled,
-/// or half of them, are taken over as they are ([`TAKEN_OVER_FROM`]): merged, they would take their
+/// or half of them, are taken over as they are: merged, they would take their
 /// size again for the grace period, to save half of the requests for their footers.
 pub const OUTPUT_BYTES: u64 = 2 * MemoryBudget::DEFAULT.segment();
 

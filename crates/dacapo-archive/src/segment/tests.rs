@@ -252,9 +252,14 @@ proptest! {
         let sealed = sealed(events.clone());
         let mut bytes = sealed.bytes.to_vec();
         prop_assert_eq!(digest_in_pieces(&bytes, piece), Some(sealed.summary.digest));
+        let digits = sealed.summary.digest.to_string();
+        let digits = bytes.windows(64).rposition(|window| window == digits.as_bytes()).unwrap();
         let at = place.index(bytes.len());
         bytes[at] ^= flip;
-        prop_assert_ne!(digest_in_pieces(&bytes, piece), Some(sealed.summary.digest));
+        // A digit that became another one is not in the digest of the rest, which the chain names.
+        if !(digits..digits + 64).contains(&at) {
+            prop_assert_ne!(digest_in_pieces(&bytes, piece), Some(sealed.summary.digest));
+        }
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         runtime.block_on(async {
             if let Ok(segment) = opened(bytes.into()).await
