@@ -261,7 +261,6 @@ impl<P> Window<P> {
         let (front, bytes) = self.take_front();
         self.sent -= 1;
         self.sent_bytes -= bytes;
-        self.bytes -= bytes;
         self.allowed = self.limits.messages.get().min(self.allowed + 1);
         totals.confirmed += 1;
         totals.bytes += bytes;
@@ -274,6 +273,7 @@ impl<P> Window<P> {
         let note = self.notes.pop_front().expect("each message has a note");
         self.singly = self.singly.saturating_sub(1);
         let bytes = message.body.len() as u64;
+        self.bytes -= bytes;
         (Rejected { position: note.position, id: note.id }, bytes)
     }
 

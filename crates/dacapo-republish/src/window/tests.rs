@@ -175,3 +175,18 @@ fn a_return_behind_a_nack_waits_for_the_nacked_one() {
     assert_eq!(window.front().map(|(position, _)| *position), Some(2));
     assert_eq!(totals.published, totals.refused);
 }
+
+#[test]
+fn whatever_becomes_of_a_message_its_bytes_go_with_it() {
+    let mut totals = Totals::default();
+    let mut window = window(10, 1_000, &[1, 20, 300]);
+    publish_all(&mut window, &mut totals);
+    answer(&mut window, Outcome::Confirmed, &mut totals);
+    window.answer(RETURNED, Verdict::Skip, &mut totals);
+    answer(&mut window, Outcome::Nacked, &mut totals);
+    assert_eq!(window.take_refusal(), Some(Refusal::Nacked));
+    assert_eq!(window.pending_bytes(), 300);
+    window.reject_front();
+    assert!(window.is_empty());
+    assert_eq!(window.pending_bytes(), 0);
+}

@@ -102,6 +102,27 @@ async fn one_more_than_may_be_passed_over_stops_the_run_and_is_recorded() {
     fixture.log.check_totals(&ended.totals);
 }
 
+/// More of them than input is taken while they wait: what is passed over must not count as waiting.
+#[tokio::test(start_paused = true)]
+async fn large_events_that_are_passed_over_do_not_keep_the_rest_from_coming() {
+    const LARGE: usize = 1024 * 1024;
+    let unroutable = [1, 2, 3];
+    let fixture = Fixture::routed();
+    let target = fixture.exchange(Vec::new());
+    let mut input = input(&unroutable);
+    for outgoing in input.iter_mut().flatten().flatten() {
+        if unroutable.contains(&outgoing.position) {
+            let number = outgoing.position.to_string();
+            outgoing.message.body = [vec![b' '; LARGE], number.into()].concat().into();
+        }
+    }
+    let config = skipping(10, EVENTS);
+    let run = fixture.run(&target, input, &config);
+    let ended = timeout(Duration::from_secs(3_600), run).await.expect("it goes on");
+    assert!(matches!(ended.how, How::Completed), "{:?}", ended.how);
+    assert_eq!((ended.totals.confirmed, ended.totals.rejected), (EVENTS - 3, 3));
+}
+
 /// A full queue is no fault of an event: each is tried as patiently as the first.
 #[tokio::test(start_paused = true)]
 async fn a_queue_that_stays_full_rejects_one_event_after_the_other_patiently() {
