@@ -3,48 +3,81 @@
 //! AMQP bounds what is delivered and not acked by number alone, and RabbitMQ drops a consumer that
 //! does not read for 15 seconds. So a prefetch that is right for bodies of 4 KB could fill the
 //! memory with larger ones while a store is slow. A consumer whose waiting deliveries grow past
-//! their bound therefore gives all of them back and consumes again with a smaller prefetch; after
-//! many small ones it grows again. Each such step costs a reconnection and no event.
+//! their bound therefore gives all of them back and consumes again with a smaller prefetch.
+//!
+//! Whether it may grow again is judged over and over, by one stretch of deliveries after the other,
+//! so that what was once large is forgotten. Each step costs a reconnection and no event.
 
 use std::num::NonZeroU16;
 use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 
 use dacapo_event::Message;
 
-/// A prefetch is raised after so many times as many acked deliveries: what a step costs, at most a
-/// prefetch of repeated deliveries, stays a small part of the work.
-const CALM_TIMES: u64 = 16;
+/// A stretch is at least so many times as many deliveries as the prefetch: what a step costs, at
+/// most a prefetch of repeated deliveries, stays a small part of the work.
+const PATIENCE_MIN: u16 = 16;
 
-/// A prefetch is raised by this factor.
-const GROWTH: u16 = 4;
+/// And at most so many times: where steps up are taken back again and again, they are a thousandth
+/// of the work.
+const PATIENCE_MAX: u16 = 1_024;
 
-/// A prefetch is raised only if never more than this part of the bound was waiting.
-const CALM_PART: u64 = 8;
+/// A prefetch is raised by this factor at the most.
+const GROWTH_MAX: u64 = 4;
+
+/// A single body counts as at most this part of the bound when it is judged whether a prefetch may
+/// grow: one has to fit beside any number of small ones, and several at once speak against it.
+const SINGLE_PART: u64 = 16;
 
 /// The prefetch of a queue's consumers, from one connection to the next.
 #[derive(Debug)]
 pub(crate) struct Appetite {
     most: NonZeroU16,
     now: AtomicU16,
+    /// How many times the prefetch a stretch is: four times as many after a step down, half as many
+    /// after a step up.
+    patience: AtomicU16,
     waiting_bytes_max: u64,
 }
 
 /// What one connection has delivered and nobody has taken yet.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Waiting {
     bytes: AtomicU64,
+    /// What counts of a single body in `tempered`.
+    single_max: u64,
+    /// The same bytes, but of a single body no more than `single_max`.
+    tempered: AtomicU64,
+    /// The most of `tempered` in this stretch.
     peak: AtomicU64,
+    /// How many deliveries were acked when this stretch began.
+    began: AtomicU64,
 }
 
 impl Appetite {
     /// Begins with a prefetch, which is also the most there will be.
     pub(crate) fn new(most: NonZeroU16, waiting_bytes_max: u64) -> Self {
-        Appetite { most, now: AtomicU16::new(most.get()), waiting_bytes_max }
+        Appetite {
+            most,
+            now: AtomicU16::new(most.get()),
+            patience: AtomicU16::new(PATIENCE_MIN),
+            waiting_bytes_max,
+        }
     }
 
     /// Returns the prefetch to consume with.
     pub(crate) fn prefetch(&self) -> NonZeroU16 {
         NonZeroU16::new(self.now.load(Ordering::Relaxed)).unwrap_or(NonZeroU16::MIN)
+    }
+
+    /// Returns what waits on a new connection: nothing.
+    pub(crate) fn nothing_waiting(&self) -> Waiting {
+        Waiting {
+            bytes: AtomicU64::new(0),
+            single_max: self.waiting_bytes_max / SINGLE_PART,
+            tempered: AtomicU64::new(0),
+            peak: AtomicU64::new(0),
+            began: AtomicU64::new(0),
+        }
     }
 
     /// Returns the prefetch to consume with instead, if more waits than may: `held` deliveries are
@@ -55,35 +88,60 @@ impl Appetite {
             return None;
         }
         let half = u16::try_from(held / 2).unwrap_or(u16::MAX).min(now.get() / 2);
-        Some(self.set(half.max(1)))
+        Some(self.step(half.max(1), self.patience().saturating_mul(4)))
     }
 
-    /// Returns the prefetch to consume with instead, if it was small for long enough: this
+    /// Returns the prefetch to consume with instead, if it was too small for a whole stretch: this
     /// connection has acked so many deliveries.
     pub(crate) fn too_little(&self, waiting: &Waiting, acked: u64) -> Option<NonZeroU16> {
         let now = self.prefetch();
-        let calm = waiting.peak() <= self.waiting_bytes_max / CALM_PART
-            && acked >= u64::from(now.get()) * CALM_TIMES;
-        (calm && now < self.most)
-            .then(|| self.set(now.get().saturating_mul(GROWTH).min(self.most.get())))
+        let stretch = u64::from(now.get()) * u64::from(self.patience());
+        if now == self.most || acked - waiting.began() < stretch {
+            return None;
+        }
+        // So much more at once that it would still be half of what may wait.
+        let growth = (self.waiting_bytes_max / 2 / waiting.peak().max(1)).min(GROWTH_MAX);
+        if growth < 2 {
+            waiting.begin_stretch(acked);
+            return None;
+        }
+        let prefetch = u64::from(now.get()) * growth;
+        let prefetch = u16::try_from(prefetch).unwrap_or(u16::MAX).min(self.most.get());
+        Some(self.step(prefetch, self.patience() / 2))
     }
 
-    fn set(&self, prefetch: u16) -> NonZeroU16 {
+    fn patience(&self) -> u16 {
+        self.patience.load(Ordering::Relaxed)
+    }
+
+    fn step(&self, prefetch: u16, patience: u16) -> NonZeroU16 {
         self.now.store(prefetch, Ordering::Relaxed);
+        self.patience.store(patience.clamp(PATIENCE_MIN, PATIENCE_MAX), Ordering::Relaxed);
         self.prefetch()
     }
 }
 
+/// Counted up and judged by the connection, counted down by whoever takes a delivery.
 impl Waiting {
     /// Counts a message that waits from now on.
     pub(crate) fn add(&self, message: &Message) {
-        let before = self.bytes.fetch_add(weight(message), Ordering::Relaxed);
-        self.peak.fetch_max(before + weight(message), Ordering::Relaxed);
+        let bytes = weight(message);
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        let bytes = bytes.min(self.single_max);
+        let before = self.tempered.fetch_add(bytes, Ordering::Relaxed);
+        self.peak.fetch_max(before + bytes, Ordering::Relaxed);
     }
 
     /// Counts one that does not wait any more.
     pub(crate) fn remove(&self, message: &Message) {
-        self.bytes.fetch_sub(weight(message), Ordering::Relaxed);
+        let bytes = weight(message);
+        self.bytes.fetch_sub(bytes, Ordering::Relaxed);
+        self.tempered.fetch_sub(bytes.min(self.single_max), Ordering::Relaxed);
+    }
+
+    fn begin_stretch(&self, acked: u64) {
+        self.began.store(acked, Ordering::Relaxed);
+        self.peak.store(self.tempered.load(Ordering::Relaxed), Ordering::Relaxed);
     }
 
     fn bytes(&self) -> u64 {
@@ -92,6 +150,10 @@ impl Waiting {
 
     fn peak(&self) -> u64 {
         self.peak.load(Ordering::Relaxed)
+    }
+
+    fn began(&self) -> u64 {
+        self.began.load(Ordering::Relaxed)
     }
 }
 
@@ -103,17 +165,26 @@ fn weight(message: &Message) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+
     use super::*;
 
     const MAX: u64 = 1_000_000;
 
-    fn appetite(most: u16) -> Appetite {
-        Appetite::new(NonZeroU16::new(most).unwrap(), MAX)
+    fn appetite(most: u16, now: u16) -> Appetite {
+        let appetite = Appetite::new(NonZeroU16::new(most).unwrap(), MAX);
+        appetite.now.store(now, Ordering::Relaxed);
+        appetite
     }
 
-    fn waiting(bytes: usize) -> Waiting {
-        let waiting = Waiting::default();
-        waiting.add(&Message { body: vec![0; bytes].into(), ..Message::default() });
+    fn of(bytes: u64) -> Message {
+        static ZEROS: [u8; 2 * MAX as usize] = [0; 2 * MAX as usize];
+        Message { body: Bytes::from_static(&ZEROS[..bytes as usize]), ..Message::default() }
+    }
+
+    fn waiting(appetite: &Appetite, bodies: &[u64]) -> Waiting {
+        let waiting = appetite.nothing_waiting();
+        bodies.iter().for_each(|bytes| waiting.add(&of(*bytes)));
         waiting
     }
 
@@ -121,11 +192,42 @@ mod tests {
         prefetch.map(NonZeroU16::get)
     }
 
+    /// A queue that is never empty and a store that keeps up: prefetch after prefetch is delivered,
+    /// taken and acked, until so many were. Returns the steps.
+    fn consume(appetite: &Appetite, deliveries: u64, body: impl Fn(u64) -> u64) -> Vec<u16> {
+        let (mut steps, mut total) = (Vec::new(), 0);
+        while total < deliveries {
+            let (waiting, mut acked) = (appetite.nothing_waiting(), 0);
+            let step = loop {
+                let prefetch = u64::from(appetite.prefetch().get());
+                let bodies: Vec<Message> =
+                    (0..prefetch).map(|nth| of(body(total + acked + nth))).collect();
+                let mut held = 0;
+                let step = bodies.iter().find_map(|message| {
+                    held += 1;
+                    waiting.add(message);
+                    appetite.too_much(&waiting, held)
+                });
+                if step.is_some() || total + acked >= deliveries {
+                    break step;
+                }
+                bodies.iter().for_each(|message| waiting.remove(message));
+                acked += prefetch;
+                if let Some(step) = appetite.too_little(&waiting, acked) {
+                    break Some(step);
+                }
+            };
+            total += acked.max(1);
+            steps.extend(number(step));
+        }
+        steps
+    }
+
     #[test]
     fn large_deliveries_make_it_smaller_down_to_one() {
-        let appetite = appetite(1_000);
-        assert_eq!(appetite.too_much(&waiting(MAX as usize - 600), 900), None);
-        let large = waiting(2 * MAX as usize);
+        let appetite = appetite(1_000, 1_000);
+        assert_eq!(appetite.too_much(&waiting(&appetite, &[MAX - 600]), 900), None);
+        let large = waiting(&appetite, &[2 * MAX]);
         assert_eq!(number(appetite.too_much(&large, 40)), Some(20));
         assert_eq!(number(appetite.too_much(&large, 20)), Some(10));
         assert_eq!(number(appetite.too_much(&large, 1)), Some(1));
@@ -134,9 +236,8 @@ mod tests {
 
     #[test]
     fn many_small_ones_make_it_larger_up_to_what_was_asked_for() {
-        let appetite = appetite(1_000);
-        appetite.set(100);
-        let calm = waiting(10);
+        let appetite = appetite(1_000, 100);
+        let calm = waiting(&appetite, &[10]);
         assert_eq!(appetite.too_little(&calm, 1_599), None);
         assert_eq!(number(appetite.too_little(&calm, 1_600)), Some(400));
         assert_eq!(number(appetite.too_little(&calm, 6_400)), Some(1_000));
@@ -144,12 +245,60 @@ mod tests {
     }
 
     #[test]
-    fn it_does_not_grow_where_much_was_waiting() {
-        let appetite = appetite(1_000);
-        appetite.set(100);
-        let once_much = waiting(MAX as usize / 2);
-        once_much.remove(&Message { body: vec![0; MAX as usize / 2].into(), ..Message::default() });
-        assert_eq!(once_much.bytes(), 0);
-        assert_eq!(appetite.too_little(&once_much, 1_000_000), None);
+    fn it_grows_by_as_much_as_half_of_what_may_wait_allows() {
+        #[track_caller]
+        fn check(waiting_once: u64, expected: Option<u16>) {
+            let appetite = appetite(1_000, 100);
+            let bodies = vec![10_000 - 512; waiting_once as usize / 10_000];
+            let waiting = waiting(&appetite, &bodies);
+            bodies.iter().for_each(|bytes| waiting.remove(&of(*bytes)));
+            assert_eq!(number(appetite.too_little(&waiting, 1_600)), expected);
+        }
+        check(120_000, Some(400));
+        check(160_000, Some(300));
+        check(250_000, Some(200));
+        check(260_000, None);
+    }
+
+    /// The peak was that of the whole connection, which may live for weeks.
+    #[test]
+    fn a_stretch_in_which_much_waited_is_forgotten_after_it() {
+        let appetite = appetite(1_000, 100);
+        let bodies = vec![10_000; 50];
+        let waiting = waiting(&appetite, &bodies);
+        bodies.iter().for_each(|bytes| waiting.remove(&of(*bytes)));
+        assert_eq!(appetite.too_little(&waiting, 1_600), None);
+        assert_eq!(appetite.too_little(&waiting, 3_199), None);
+        assert_eq!(number(appetite.too_little(&waiting, 3_200)), Some(400));
+    }
+
+    /// The peak was that of the whole connection: one large body kept the prefetch small for ever.
+    #[test]
+    fn after_large_bodies_small_ones_bring_it_back_to_the_full() {
+        let appetite = appetite(60_000, 60_000);
+        let steps = consume(&appetite, 3, |_| MAX / 2);
+        assert_eq!(steps.last(), Some(&1), "{steps:?}");
+        // Once more a large one comes first on the new connection.
+        let small = |nth| if nth == 0 { MAX / 2 } else { 4 };
+        let steps = consume(&appetite, 100_000, small);
+        assert_eq!(steps, [4, 16, 64, 256, 768], "more would be more than half of the bound");
+        let calm = waiting(&appetite, &[4]);
+        assert_eq!(number(appetite.too_little(&calm, u64::MAX)), Some(3_072));
+    }
+
+    #[test]
+    fn a_large_one_now_and_then_leaves_a_prefetch_that_fits_them() {
+        let appetite = appetite(1_000, 1);
+        let steps = consume(&appetite, 100_000, |nth| if nth % 50 == 7 { MAX / 2 } else { 4 });
+        let settled = appetite.prefetch().get();
+        assert!((16..=128).contains(&settled), "{settled}: {steps:?}");
+    }
+
+    #[test]
+    fn nothing_but_large_ones_seldom_make_it_try_more() {
+        let appetite = appetite(1_000, 1);
+        let steps = consume(&appetite, 10_000, |_| MAX * 3 / 4);
+        assert_eq!(appetite.prefetch().get(), 1);
+        assert!(steps.len() < 40, "{steps:?}");
     }
 }

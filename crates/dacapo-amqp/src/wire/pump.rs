@@ -79,7 +79,7 @@ pub(crate) async fn start(
 ) -> Result<Consumer, BusError> {
     let peer = broker.peer();
     let prefetch = appetite.prefetch();
-    let waiting = Arc::new(Waiting::default());
+    let waiting = Arc::new(appetite.nothing_waiting());
     let intake = Waited { appetite, waiting: Arc::clone(&waiting) };
     let (opened, wait_opened) = oneshot::channel();
     let (end, ended) = oneshot::channel();
