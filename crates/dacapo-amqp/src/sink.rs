@@ -19,7 +19,7 @@ use lapin::options::{
     BasicPublishOptions, ConfirmSelectOptions, ExchangeDeclareOptions, ExchangeDeleteOptions,
     QueueBindOptions, QueueDeclareOptions,
 };
-use lapin::types::{FieldTable as AmqpTable, ShortString};
+use lapin::types::{AMQPValue, FieldTable as AmqpTable, ShortString};
 use lapin::{BasicProperties, Channel, ErrorKind, ExchangeKind};
 
 use crate::Broker;
@@ -100,18 +100,25 @@ impl Connect for AmqpConnect {
 }
 
 /// Declares this replay's own exchange and binds it to the queue.
+///
+/// It is its own alternate exchange, which leads nowhere: arguments win over policies, so no policy
+/// can give it one that takes what the queue, deleted meanwhile, does not. RabbitMQ asks for no
+/// permission for it that publishing and binding do not need, too.
 async fn declare_own(session: &Session, name: &str, queue: &str) -> Result<(), BusError> {
-    let channel = session.channel().await?;
     let exchange = name_of(name, &session.peer)?;
-    // Durable, so that a broker's restart in the middle of a replay changes nothing.
-    let options = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
-    let declaring = channel.exchange_declare(
-        exchange.clone(),
-        ExchangeKind::Fanout,
-        options,
-        AmqpTable::default(),
-    );
-    session.ask(Doing::Declaring, declaring).await?;
+    let declaring = declare_fanout(session, exchange.clone());
+    if let Err(error) = declaring.await {
+        let BusError::Refused { reason, .. } = &error else { return Err(error) };
+        if !reason.starts_with("PRECONDITION_FAILED") {
+            return Err(error);
+        }
+        // A replay that an earlier version began: it is this replay's, and nothing is on its way.
+        let deleting = session.channel().await?;
+        let deleting = deleting.exchange_delete(exchange.clone(), ExchangeDeleteOptions::default());
+        session.ask(Doing::Declaring, deleting).await?;
+        declare_fanout(session, exchange.clone()).await?;
+    }
+    let channel = session.channel().await?;
     let binding = channel.queue_bind(
         name_of(queue, &session.peer)?,
         exchange,
@@ -120,6 +127,18 @@ async fn declare_own(session: &Session, name: &str, queue: &str) -> Result<(), B
         AmqpTable::default(),
     );
     session.ask(Doing::Declaring, binding).await
+}
+
+/// Uses a channel of its own, which a refusal closes.
+async fn declare_fanout(session: &Session, exchange: ShortString) -> Result<(), BusError> {
+    let channel = session.channel().await?;
+    // Durable, so that a broker's restart in the middle of a replay changes nothing.
+    let options = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
+    let mut arguments = AmqpTable::default();
+    let itself = AMQPValue::LongString(exchange.as_str().into());
+    arguments.insert("alternate-exchange".into(), itself);
+    let declaring = channel.exchange_declare(exchange, ExchangeKind::Fanout, options, arguments);
+    session.ask(Doing::Declaring, declaring).await
 }
 
 /// Returns how many messages are ready in a queue, which must be there.

@@ -138,27 +138,36 @@ impl Topology {
     /// More than there are, rather than less: an exchange of unknown kind routes everything. Only of
     /// the default exchange nothing is known without a routing key.
     pub fn reached(&self, exchange: &str, routing_key: Option<&str>) -> BTreeSet<&str> {
-        let mut queues = BTreeSet::new();
-        let mut seen = BTreeSet::new();
+        self.walk(exchange, routing_key).queues
+    }
+
+    /// Returns the exchanges that a message published to an exchange can come through, that one
+    /// among them, as far as they are there.
+    pub fn passed(&self, exchange: &str, routing_key: Option<&str>) -> BTreeSet<&str> {
+        self.walk(exchange, routing_key).exchanges
+    }
+
+    fn walk(&self, exchange: &str, routing_key: Option<&str>) -> Reached<'_> {
+        let mut reached = Reached::default();
         let mut left = vec![exchange];
         while let Some(name) = left.pop() {
-            if !seen.insert(name) {
-                continue;
-            }
             if name.is_empty() {
                 let queue = routing_key.and_then(|key| self.queues.get_key_value(key));
-                queues.extend(queue.map(|(name, _)| name.as_str()));
+                reached.queues.extend(queue.map(|(name, _)| name.as_str()));
                 continue;
             }
-            let Some((_, exchange)) = self.exchanges.get_key_value(name) else { continue };
+            let Some((name, exchange)) = self.exchanges.get_key_value(name) else { continue };
+            if !reached.exchanges.insert(name) {
+                continue;
+            }
             let mut routed = false;
-            for binding in self.bindings.iter().filter(|binding| binding.source == name) {
+            for binding in self.bindings.iter().filter(|binding| binding.source == *name) {
                 if !exchange.kind.takes(&binding.routing_key, routing_key) {
                     continue;
                 }
                 routed = true;
                 match &binding.destination {
-                    Destination::Queue(queue) => drop(queues.insert(queue)),
+                    Destination::Queue(queue) => drop(reached.queues.insert(queue)),
                     Destination::Exchange(exchange) => left.push(exchange),
                 }
             }
@@ -168,7 +177,7 @@ impl Topology {
                 left.push(&alternate.value);
             }
         }
-        queues
+        reached
     }
 
     /// Returns the queues that a message can reach which `queue` gives up, with the routing key that
@@ -185,6 +194,13 @@ impl Topology {
         let routing_key = own.as_deref().or(routing_key);
         (self.reached(exchange, routing_key), routing_key)
     }
+}
+
+/// Where a message can come.
+#[derive(Debug, Default)]
+struct Reached<'a> {
+    exchanges: BTreeSet<&'a str>,
+    queues: BTreeSet<&'a str>,
 }
 
 impl ExchangeKind {
@@ -282,6 +298,16 @@ mod tests {
     fn what_an_exchange_routes_nowhere_goes_to_its_alternate() {
         check("direct", Some("unlike"), &["d"]);
         check("direct", Some("order.placed"), &["c", "d"]);
+    }
+
+    #[test]
+    fn exchanges_that_a_message_comes_through_are_known() {
+        let topology = topology();
+        let passed = |exchange, key| topology.passed(exchange, key);
+        assert_eq!(passed("direct", Some("k")), ["direct"].into());
+        assert_eq!(passed("direct", Some("unlike")), ["direct", "fanout", "topic"].into());
+        assert_eq!(passed("topic", Some("order.placed.late")), ["topic"].into());
+        assert_eq!(passed("", Some("a")), BTreeSet::new());
     }
 
     #[test]

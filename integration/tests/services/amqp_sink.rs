@@ -136,6 +136,51 @@ async fn among_many_confirmed_only_the_unroutable_are_returned() {
     direct.delete_exchange(&exchange).await;
 }
 
+/// A catch-all policy gave the replay's own exchange an alternate one, which took what the target
+/// queue, deleted and declared anew meanwhile, did not get; and the broker confirmed it.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_policy_gives_a_replays_own_exchange_an_alternate_that_hides_a_lost_binding() {
+    let Some(management) = services::management() else { return };
+    let direct = Direct::connect().await;
+    let (target, hiding) = (services::unique("sink-q"), services::unique("sink-unrouted"));
+    direct.declare_exchange(&hiding, ExchangeKind::Fanout).await;
+    direct.declare_queue(&hiding, Arguments::default()).await;
+    direct.bind(&hiding, &hiding, "").await;
+    direct.declare_queue(&target, Arguments::default()).await;
+    let own = services::unique("dacapo.replay");
+    let policy = json!({
+        "pattern": format!("^{own}$"), "apply-to": "exchanges",
+        "definition": { "alternate-exchange": hiding },
+    });
+    let path = format!("policies/%2F/{hiding}");
+    witness::management(&management, &json!([["PUT", path, policy]])).unwrap();
+
+    // Left behind by a version whose exchange had no argument, as a resumed replay finds it.
+    direct.declare_exchange(&own, ExchangeKind::Fanout).await;
+    let via = Via::OwnExchange { name: own.clone() };
+    let connect = connect(AmqpTarget::Queue { queue: target.clone(), via });
+    let mut sink = connect.open().await.unwrap();
+    let messages = [message("shop", "orders.placed", "1")];
+    assert_eq!(publish(&mut *sink, &messages).await.unwrap(), [Outcome::Confirmed]);
+    direct.delete_queue(&target).await;
+    direct.declare_queue(&target, Arguments::default()).await;
+    let returned = Outcome::Returned { reason: "312 NO_ROUTE".to_owned() };
+    assert_eq!(publish(&mut *sink, &messages).await.unwrap(), [returned]);
+    // Resumed, it finds its exchange as it declared it, and binds it again.
+    let mut resumed = connect.open().await.unwrap();
+    assert_eq!(publish(&mut *resumed, &messages).await.unwrap(), [Outcome::Confirmed]);
+    for mut sink in [sink, resumed] {
+        sink.close().await.unwrap();
+    }
+    connect.dismantle().await.unwrap();
+    assert_eq!(direct.take_all(&hiding).await, []);
+    witness::management(&management, &json!([["DELETE", path, null]])).unwrap();
+    for queue in [&target, &hiding] {
+        direct.delete_queue(queue).await;
+    }
+    direct.delete_exchange(&hiding).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_queue_that_refuses_is_a_nack() {
     let direct = Direct::connect().await;

@@ -78,7 +78,9 @@ pub(super) fn of_exchanges(load: &Load<'_>, topology: &Topology, found: &mut Fou
         Target::Exchange { exchange, routing_key } => (vec![exchange], routing_key.as_deref()),
         _ => (load.exchanges.iter().map(String::as_str).collect(), None),
     };
+    let mut passed = BTreeSet::new();
     for exchange in exchanges {
+        passed.extend(topology.passed(exchange, routing_key));
         let reached = topology.reached(exchange, routing_key);
         if let Some(archivers) = archivers(topology, &reached) {
             found.refuse(
@@ -89,6 +91,9 @@ pub(super) fn of_exchanges(load: &Load<'_>, topology: &Topology, found: &mut Fou
                 "publish to one queue (--to-queue), or stop the archiver from seeing it meanwhile",
             );
         }
+    }
+    // Of all that an event can come through: each hands on by itself what it routes nowhere.
+    for exchange in passed {
         let alternate = topology.exchanges.get(exchange).and_then(|it| it.alternate.as_ref());
         if let Some(alternate) = alternate {
             found.refuse(

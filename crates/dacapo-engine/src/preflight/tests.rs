@@ -196,6 +196,15 @@ fn an_exchange_that_hides_what_no_queue_takes_is_found() {
     check_facts(&to_exchange("replays", None), &found, &["alternate-exchange"]);
     check_facts(&Target::Original, &found, &["feeds-archiver", "alternate-exchange"]);
     check_facts(&to_queue(), &found, &[]);
+    // One behind it hides as well.
+    let mut behind = topology(Queue::default());
+    let alternate = set("unrouted".to_owned());
+    behind.exchanges.insert("late".to_owned(), Exchange { kind: ExchangeKind::Topic, alternate });
+    behind.bindings.push(Binding {
+        destination: Destination::Exchange("late".to_owned()),
+        ..binding("replays", "", "")
+    });
+    check_facts(&to_exchange("replays", None), &facts(behind), &["alternate-exchange"]);
 }
 
 #[track_caller]
