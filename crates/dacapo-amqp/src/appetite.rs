@@ -125,7 +125,7 @@ impl Appetite {
 impl Waiting {
     /// Counts a message that waits from now on.
     pub(crate) fn add(&self, message: &Message) {
-        let bytes = weight(message);
+        let bytes = message.weight() as u64;
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
         let bytes = bytes.min(self.single_max);
         let before = self.tempered.fetch_add(bytes, Ordering::Relaxed);
@@ -134,7 +134,7 @@ impl Waiting {
 
     /// Counts one that does not wait any more.
     pub(crate) fn remove(&self, message: &Message) {
-        let bytes = weight(message);
+        let bytes = message.weight() as u64;
         self.bytes.fetch_sub(bytes, Ordering::Relaxed);
         self.tempered.fetch_sub(bytes.min(self.single_max), Ordering::Relaxed);
     }
@@ -157,15 +157,10 @@ impl Waiting {
     }
 }
 
-/// Returns about how many bytes a message takes: its body, and properties with a few headers.
-fn weight(message: &Message) -> u64 {
-    const FIXED_BYTES: u64 = 512;
-    FIXED_BYTES + message.body.len() as u64
-}
-
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
+    use dacapo_event::{FieldTable, FieldValue, Properties, ShortStr};
 
     use super::*;
 
@@ -221,6 +216,23 @@ mod tests {
             steps.extend(number(step));
         }
         steps
+    }
+
+    /// Headers counted for nothing: bodies that are empty may come with a megabyte of them.
+    #[test]
+    fn large_headers_make_it_smaller_too() {
+        let appetite = appetite(1_000, 1_000);
+        let field = |n: u32| (ShortStr::try_from(&*n.to_string()).unwrap(), FieldValue::Void);
+        let headers: FieldTable = (0..10_000).map(field).collect();
+        let properties = Properties { headers: Some(headers), ..Properties::default() };
+        let message = Message { properties, ..Message::default() };
+        let waiting = appetite.nothing_waiting();
+        waiting.add(&message);
+        waiting.add(&message);
+        assert_eq!(number(appetite.too_much(&waiting, 2)), Some(1));
+        waiting.remove(&message);
+        waiting.remove(&message);
+        assert_eq!(waiting.bytes(), 0);
     }
 
     #[test]

@@ -135,7 +135,7 @@ impl Core {
         }
         let taken = Taken { message: delivery.message, archived_at };
         self.events += 1;
-        self.batch_bytes += taken.weight();
+        self.batch_bytes += taken.message.weight();
         self.batch.push(taken);
         Intake::Event
     }

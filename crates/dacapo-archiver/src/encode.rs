@@ -15,15 +15,6 @@ pub(crate) struct Taken {
     pub(crate) archived_at: Timestamp,
 }
 
-impl Taken {
-    /// Returns roughly how many bytes it takes in memory.
-    pub(crate) fn weight(&self) -> usize {
-        /// Fixed fields and allocation overhead.
-        const FIXED_BYTES: usize = 512;
-        FIXED_BYTES + self.message.weight()
-    }
-}
-
 /// A segment that is being filled.
 pub(crate) struct Draft {
     builder: Box<SegmentBuilder>,

@@ -17,8 +17,8 @@ use dacapo_filter::{Bounds, Place, Selection, TextBounds, TextFacts, Verdict, Wh
 
 use crate::EngineError;
 
-/// What an event takes in memory beside its body, about: `Event::weight` counts 512 bytes and 96
-/// for each header.
+/// What an event takes in memory beside its body, about: `Event::weight` counts 512 bytes and what
+/// its headers take, some 100 for each of the usual ones.
 const ATTRIBUTE_BYTES: u64 = 768;
 
 /// A segment to read, and what it must be.

@@ -59,10 +59,7 @@ impl Event {
 
     /// Returns roughly how many bytes the event takes in memory.
     pub fn weight(&self) -> usize {
-        /// Fixed fields and allocation overhead.
-        const FIXED_BYTES: usize = 512;
-        FIXED_BYTES
-            + self.message.weight()
+        self.message.weight()
             + self.id.len()
             + self.kind.len()
             + self.key.as_ref().map_or(0, String::len)

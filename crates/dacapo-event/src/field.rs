@@ -103,20 +103,16 @@ impl FieldTable {
         self.0.len()
     }
 
-    /// Returns roughly how many bytes it takes in memory, which is not less than what it takes when
-    /// it is encoded.
-    pub fn weight(&self) -> usize {
-        /// A name and a value without what they point to, and that part's allocation.
-        const FIELD_BYTES: usize = 96;
-        self.0
-            .iter()
-            .map(|(name, value)| FIELD_BYTES + name.as_bytes().len() + value.weight())
-            .sum()
-    }
-
     /// Returns whether there are no fields.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
+    }
+
+    /// Returns roughly how many bytes its fields take in memory, which is not less than what they
+    /// take when they are encoded.
+    pub fn weight(&self) -> usize {
+        let fields = self.iter().map(|(name, value)| name.as_bytes().len() + value.weight());
+        self.len() * size_of::<(ShortStr, FieldValue)>() + fields.sum::<usize>()
     }
 }
 
@@ -147,18 +143,6 @@ impl IntoIterator for FieldTable {
 }
 
 impl FieldValue {
-    /// Returns how many bytes it points to.
-    fn weight(&self) -> usize {
-        match self {
-            FieldValue::LongString(bytes) | FieldValue::ByteArray(bytes) => bytes.len(),
-            FieldValue::Array(values) => {
-                values.iter().map(|value| size_of::<FieldValue>() + value.weight()).sum()
-            }
-            FieldValue::Table(table) => table.weight(),
-            _ => 0,
-        }
-    }
-
     /// Returns a long string of this text.
     pub fn text(text: impl Into<String>) -> Self {
         FieldValue::LongString(Bytes::from(text.into()))
@@ -169,6 +153,19 @@ impl FieldValue {
         match self {
             FieldValue::LongString(bytes) => std::str::from_utf8(bytes).ok(),
             _ => None,
+        }
+    }
+
+    /// Returns roughly how many bytes it takes in memory beside itself.
+    fn weight(&self) -> usize {
+        match self {
+            FieldValue::LongString(bytes) | FieldValue::ByteArray(bytes) => bytes.len(),
+            FieldValue::Array(values) => {
+                let within: usize = values.iter().map(FieldValue::weight).sum();
+                values.len() * size_of::<FieldValue>() + within
+            }
+            FieldValue::Table(table) => table.weight(),
+            _ => 0,
         }
     }
 

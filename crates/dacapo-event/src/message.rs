@@ -50,45 +50,6 @@ pub struct Properties {
     pub cluster_id: Option<ShortStr>,
 }
 
-impl Message {
-    /// Returns how many bytes it points to, roughly: body, properties, headers, and where it was
-    /// published.
-    pub fn weight(&self) -> usize {
-        let Properties {
-            content_type,
-            content_encoding,
-            headers,
-            correlation_id,
-            reply_to,
-            expiration,
-            message_id,
-            kind,
-            user_id,
-            app_id,
-            cluster_id,
-            delivery_mode: _,
-            priority: _,
-            timestamp: _,
-        } = &self.properties;
-        let texts = [
-            content_type,
-            content_encoding,
-            correlation_id,
-            reply_to,
-            expiration,
-            message_id,
-            kind,
-            user_id,
-            app_id,
-            cluster_id,
-        ];
-        let texts = texts.into_iter().flatten().chain([&self.exchange, &self.routing_key]);
-        self.body.len()
-            + texts.map(|text| text.as_bytes().len()).sum::<usize>()
-            + headers.as_ref().map_or(0, FieldTable::weight)
-    }
-}
-
 /// The `delivery-mode` property; other values than 1 and 2 are passed on as they are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DeliveryMode {
@@ -121,9 +82,89 @@ impl From<u8> for DeliveryMode {
     }
 }
 
+impl Message {
+    /// Returns roughly how many bytes the message takes in memory.
+    pub fn weight(&self) -> usize {
+        /// Fixed fields, and what allocations take beside what was asked for.
+        const FIXED_BYTES: usize = 512;
+        let place = self.exchange.as_bytes().len() + self.routing_key.as_bytes().len();
+        FIXED_BYTES + place + self.content_weight()
+    }
+
+    /// Returns what of [`Message::weight`] others decide: its body and its properties.
+    pub fn content_weight(&self) -> usize {
+        self.body.len() + self.properties.weight()
+    }
+}
+
 impl Properties {
+    /// Returns roughly how many bytes they take in memory beside their fixed fields: a table that
+    /// takes 100 KB on the bus may take a megabyte.
+    pub fn weight(&self) -> usize {
+        let Properties {
+            content_type,
+            content_encoding,
+            headers,
+            correlation_id,
+            reply_to,
+            expiration,
+            message_id,
+            kind,
+            user_id,
+            app_id,
+            cluster_id,
+            delivery_mode: _,
+            priority: _,
+            timestamp: _,
+        } = self;
+        let texts = [
+            content_type,
+            content_encoding,
+            correlation_id,
+            reply_to,
+            expiration,
+            message_id,
+            kind,
+            user_id,
+            app_id,
+            cluster_id,
+        ];
+        let texts: usize = texts.into_iter().flatten().map(|text| text.as_bytes().len()).sum();
+        texts + headers.as_ref().map_or(0, FieldTable::weight)
+    }
+
     /// Returns the header of that name.
     pub fn header(&self, name: &str) -> Option<&crate::FieldValue> {
         self.headers.as_ref()?.get(name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::FieldValue;
+
+    #[test]
+    fn headers_weigh_what_they_take_however_they_nest() {
+        let fields = |count: usize, value: &FieldValue| -> FieldTable {
+            (0..count)
+                .map(|n| (ShortStr::try_from(&*n.to_string()).unwrap(), value.clone()))
+                .collect()
+        };
+        let of = |headers: FieldTable| {
+            let headers = Some(headers);
+            let properties = Properties { headers, ..Properties::default() };
+            Message { properties, ..Message::default() }.weight()
+        };
+        let a_field = size_of::<(ShortStr, FieldValue)>();
+        let plain = Message::default().weight();
+        assert_eq!(of(fields(10, &FieldValue::Void)), plain + 10 * (a_field + 1));
+        let text = FieldValue::text("x".repeat(1_000));
+        assert_eq!(of(fields(10, &text)), plain + 10 * (a_field + 1 + 1_000));
+        let inner = FieldValue::Table(fields(10, &FieldValue::Void));
+        assert_eq!(of(fields(1, &inner)), plain + 11 * (a_field + 1));
+        let array = FieldValue::Array(vec![FieldValue::Void; 100]);
+        let an_array = 100 * size_of::<FieldValue>();
+        assert_eq!(of(fields(1, &array)), plain + a_field + 1 + an_array);
     }
 }

@@ -28,7 +28,7 @@ use crate::{
 /// confirms and the operator are looked at every few milliseconds.
 const BATCH_MAX: usize = 200;
 
-/// No more input is taken while bodies of so many bytes wait: two calls of usual events, and large
+/// No more input is taken while bodies and properties of so many bytes wait: two calls of usual events, and large
 /// ones must not gather here while the target is slow.
 const PENDING_BYTES_MAX: u64 = 2 * 1024 * 1024;
 

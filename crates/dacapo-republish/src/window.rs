@@ -33,7 +33,7 @@ pub struct Outgoing<P> {
 pub struct WindowLimits {
     /// Messages; 1 is strict order.
     pub messages: NonZeroUsize,
-    /// Bytes of bodies; one message larger than that goes alone.
+    /// Bytes of bodies and properties; one message larger than that goes alone.
     pub bytes: NonZeroU64,
 }
 
@@ -85,7 +85,7 @@ pub(crate) struct Window<P> {
     notes: VecDeque<Note<P>>,
     sent: usize,
     sent_bytes: u64,
-    /// Bytes of all bodies that are here.
+    /// Bytes of all bodies and properties that are here.
     bytes: u64,
     /// How many of `sent` are answered for: none, unless the front was refused.
     answered: usize,
@@ -130,7 +130,7 @@ impl<P> Window<P> {
     /// Adds what comes after everything that is here.
     pub(crate) fn push(&mut self, batch: Vec<Outgoing<P>>) {
         for Outgoing { position, id, time, message } in batch {
-            self.bytes += message.body.len() as u64;
+            self.bytes += message.content_weight() as u64;
             self.messages.push_back(message);
             self.notes.push_back(Note { position, id, time, taken: false, early: false });
         }
@@ -146,7 +146,7 @@ impl<P> Window<P> {
         self.messages.len() - self.sent
     }
 
-    /// Returns the bytes of the bodies that were not sent in this attempt.
+    /// Returns the bytes of the bodies and properties that were not sent in this attempt.
     pub(crate) fn pending_bytes(&self) -> u64 {
         self.bytes - self.sent_bytes
     }
@@ -178,7 +178,7 @@ impl<P> Window<P> {
         let most = most.min(room).min(self.pending());
         let mut bytes = self.sent_bytes;
         let fits = |message: &&Message| {
-            bytes += message.body.len() as u64;
+            bytes += message.content_weight() as u64;
             bytes <= bytes_max
         };
         let count = self.messages.range(self.sent..self.sent + most).take_while(fits).count();
@@ -201,7 +201,7 @@ impl<P> Window<P> {
         let end = if self.sent < wrap { end.min(wrap) } else { end };
         let range = self.sent..end;
         self.sent_bytes +=
-            self.messages.range(range.clone()).map(|m| m.body.len() as u64).sum::<u64>();
+            self.messages.range(range.clone()).map(|m| m.content_weight() as u64).sum::<u64>();
         self.sent = end;
         totals.published += range.len() as u64;
         range
@@ -234,9 +234,9 @@ impl<P> Window<P> {
             (Outcome::Confirmed, false) => return Some(Settled::Confirmed(self.confirm(totals))),
             (Outcome::Returned { reason }, false) if returned == Verdict::Skip => {
                 totals.refused += 1;
-                let (rejected, bytes) = self.take_front();
+                let (rejected, message) = self.take_front();
                 self.sent -= 1;
-                self.sent_bytes -= bytes;
+                self.sent_bytes -= message.content_weight() as u64;
                 return Some(Settled::Returned { rejected, reason });
             }
             (Outcome::Confirmed, true) => {
@@ -258,23 +258,22 @@ impl<P> Window<P> {
     }
 
     fn confirm(&mut self, totals: &mut Totals) -> P {
-        let (front, bytes) = self.take_front();
+        let (front, message) = self.take_front();
         self.sent -= 1;
-        self.sent_bytes -= bytes;
+        self.sent_bytes -= message.content_weight() as u64;
         self.allowed = self.limits.messages.get().min(self.allowed + 1);
         totals.confirmed += 1;
-        totals.bytes += bytes;
+        totals.bytes += message.body.len() as u64;
         front.position
     }
 
-    /// Takes the front out, and returns how many bytes its body has.
-    fn take_front(&mut self) -> (Rejected<P>, u64) {
+    /// Takes the front out.
+    fn take_front(&mut self) -> (Rejected<P>, Message) {
         let message = self.messages.pop_front().expect("a front that is asked for is here");
         let note = self.notes.pop_front().expect("each message has a note");
         self.singly = self.singly.saturating_sub(1);
-        let bytes = message.body.len() as u64;
-        self.bytes -= bytes;
-        (Rejected { position: note.position, id: note.id }, bytes)
+        self.bytes -= message.content_weight() as u64;
+        (Rejected { position: note.position, id: note.id }, message)
     }
 
     /// Takes the front out for good: the bus will not take it. Nothing may be on its way.

@@ -1,6 +1,7 @@
 //! The window by itself: what is counted and sent again after each kind of answer.
 
 use bytes::Bytes;
+use dacapo_event::{FieldValue, ShortStr};
 
 use super::*;
 
@@ -174,6 +175,24 @@ fn a_return_behind_a_nack_waits_for_the_nacked_one() {
     assert_eq!(window.reject_front().position, 1);
     assert_eq!(window.front().map(|(position, _)| *position), Some(2));
     assert_eq!(totals.published, totals.refused);
+}
+
+/// Headers counted for nothing, and a window of empty bodies could take gigabytes.
+#[test]
+fn headers_are_bounded_with_the_bodies_and_counted_as_no_body() {
+    let mut totals = Totals::default();
+    let mut window = window(10, 1_000, &[1; 4]);
+    for message in &mut window.messages {
+        let header = (ShortStr::from_static("h"), FieldValue::text("x".repeat(300)));
+        message.properties.headers = Some([header].into_iter().collect());
+    }
+    window.bytes = window.messages.iter().map(|message| message.content_weight() as u64).sum();
+    assert_eq!(publish_all(&mut window, &mut totals), 2);
+    for position in 1..=2 {
+        assert_eq!(answer(&mut window, Outcome::Confirmed, &mut totals), Some(position));
+    }
+    assert_eq!(publish_all(&mut window, &mut totals), 2);
+    assert_eq!(totals.bytes, 2);
 }
 
 #[test]
