@@ -45,7 +45,7 @@ impl Management {
     pub(crate) async fn policies(&self, vhost: &str) -> Result<Policies, ManagementError> {
         let policies = self.list("policies", vhost, "").await?;
         let operators = self.list("operator-policies", vhost, "").await?;
-        Ok(Policies::read(&policies, &operators))
+        Policies::read(&policies, &operators).ok_or_else(|| self.strange("policies", "it is no list of policies"))
     }
 
     /// Returns a list of what is in a virtual host.
@@ -84,9 +84,9 @@ fn read_queue(json: &Value, policies: &Policies) -> Option<(String, Queue)> {
         expires: limit("expires"),
         length_max: limit("max-length"),
         bytes_max: limit("max-length-bytes"),
-        overflow: match text("overflow").as_ref().map(|overflow| overflow.value.as_str()) {
-            Some("reject-publish" | "reject-publish-dlx") => Overflow::Reject,
-            _ => Overflow::DropHead,
+        overflow: match set.texts(&arguments["x-overflow"], "overflow").iter().all(rejects) {
+            true => Overflow::Reject,
+            false => Overflow::DropHead,
         },
         is_archivers: is_quorum
             && arguments["x-single-active-consumer"] == true
@@ -96,6 +96,11 @@ fn read_queue(json: &Value, policies: &Policies) -> Option<(String, Queue)> {
         bytes: json["message_bytes"].as_u64(),
     };
     Some((name, queue))
+}
+
+fn rejects(overflow: &Option<Setting<String>>) -> bool {
+    let word = overflow.as_ref().map(|overflow| overflow.value.as_str());
+    matches!(word, Some("reject-publish" | "reject-publish-dlx"))
 }
 
 fn read_exchange(json: &Value, policies: &Policies) -> Option<(String, Exchange)> {
@@ -147,6 +152,7 @@ mod tests {
             &[json!({ "name": "cap", "pattern": ".*", "apply-to": "queues", "priority": 0,
                       "definition": { "max-length": 10, "message-ttl": 90_000 } })],
         )
+        .unwrap()
     }
 
     fn queue(json: Value) -> Queue {
