@@ -258,7 +258,7 @@ pub fn check(load: &Load<'_>, facts: &Facts, wishes: Wishes) -> Preflight {
     match (&facts.topology, load.target.queue()) {
         (Ok(topology), Some(queue)) => {
             queue::check(load, facts, topology, queue, &mut found);
-            routes::of_queue(topology, queue, &mut found);
+            routes::of_queue(load, topology, queue, &mut found);
         }
         (Ok(topology), None) => routes::of_exchanges(load, topology, &mut found),
         (Err(why), Some(_)) => found.unchecked(

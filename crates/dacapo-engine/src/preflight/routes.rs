@@ -12,7 +12,7 @@ use crate::request::Target;
 const SKIPPED: &str = "an archiver skips what a replay marked and counts it, so nothing is archived twice, but it \
      has to take all of it";
 
-pub(super) fn of_queue(topology: &Topology, name: &str, found: &mut Found) {
+pub(super) fn of_queue(load: &Load<'_>, topology: &Topology, name: &str, found: &mut Found) {
     if topology.queues.get(name).is_some_and(|queue| queue.is_archivers) {
         found.refuse(
             Check::FeedsArchiver,
@@ -21,7 +21,11 @@ pub(super) fn of_queue(topology: &Topology, name: &str, found: &mut Found) {
         );
     }
     // The routing key with which an event arrives is its own, unless the queue says another.
-    let (dead_lettered, routing_key) = topology.dead_lettered(name, None);
+    let arrives_with = match load.target {
+        Target::QueueViaDefaultExchange { queue } => Some(queue.as_str()),
+        _ => None,
+    };
+    let (dead_lettered, routing_key) = topology.dead_lettered(name, arrives_with);
     let next_step =
         "end the loop (the queue's dead-letter exchange or a binding) while the replay runs";
     if dead_lettered.contains(name) {
@@ -40,29 +44,62 @@ pub(super) fn of_queue(topology: &Topology, name: &str, found: &mut Found) {
         );
         return;
     }
-    if let Some(through) = comes_back(topology, name, dead_lettered, routing_key) {
+    let after = after(topology, name, dead_lettered, routing_key);
+    if let Some(through) = after.back_through {
         found.warn(
             Check::DeadLetterLoop,
             format!("what queue `{name}` gives up comes back to it through queue `{through}`"),
             "make sure that its service counts attempts, or an event that it cannot handle stays for ever",
         );
     }
+    if let Some(queue) = after.unknown_from {
+        found.warn(
+            Check::DeadLetterLoop,
+            format!(
+                "what queue `{queue}` gives up goes to the queue that its routing key names, through the \
+                 default exchange, and that key is each event's own"
+            ),
+            "give its dead letters a routing key (x-dead-letter-routing-key), or make sure that no event \
+             has a queue's name as routing key",
+        );
+    }
 }
 
-/// Returns the queue through which what `name` gives up comes back, if it does.
-fn comes_back<'a>(
+/// What becomes of what a queue gives up.
+#[derive(Debug, Default)]
+struct After<'a> {
+    /// The queue through which it comes back.
+    back_through: Option<&'a str>,
+    /// The queue from which it goes on by a routing key that is not known.
+    unknown_from: Option<&'a str>,
+}
+
+/// Follows what `name` gives up, which comes to the queues of `first`.
+fn after<'a>(
     topology: &'a Topology,
-    name: &str,
+    name: &'a str,
     first: BTreeSet<&'a str>,
     routing_key: Option<&'a str>,
-) -> Option<&'a str> {
+) -> After<'a> {
+    let goes_by_its_key = |queue: &str, routing_key: Option<&str>| {
+        let dead_letter = topology.queues.get(queue).and_then(|queue| queue.dead_letter.as_ref());
+        dead_letter.is_some_and(|to| to.exchange.is_empty()) && routing_key.is_none()
+    };
+    let mut after = After::default();
+    if goes_by_its_key(name, routing_key) {
+        after.unknown_from = Some(name);
+    }
     let mut seen = first.clone();
     let mut left: Vec<(&str, Option<&str>)> =
         first.into_iter().map(|queue| (queue, routing_key)).collect();
     while let Some((queue, routing_key)) = left.pop() {
         let (next, routing_key) = topology.dead_lettered(queue, routing_key);
         if next.contains(name) {
-            return Some(queue);
+            after.back_through.get_or_insert(queue);
+            continue;
+        }
+        if goes_by_its_key(queue, routing_key) {
+            after.unknown_from.get_or_insert(queue);
         }
         for queue in next {
             if seen.insert(queue) {
@@ -70,7 +107,7 @@ fn comes_back<'a>(
             }
         }
     }
-    None
+    after
 }
 
 pub(super) fn of_exchanges(load: &Load<'_>, topology: &Topology, found: &mut Found) {

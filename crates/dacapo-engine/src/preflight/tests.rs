@@ -209,13 +209,32 @@ fn an_exchange_that_hides_what_no_queue_takes_is_found() {
 
 #[track_caller]
 fn check_dead_letter(exchange: &str, routing_key: Option<&str>, expected: &[&str]) {
+    check_dead_letter_at(&to_queue(), exchange, routing_key, expected);
+}
+
+#[track_caller]
+fn check_dead_letter_at(
+    target: &Target,
+    exchange: &str,
+    routing_key: Option<&str>,
+    expected: &[&str],
+) {
     let queue = Queue { dead_letter: dead_letter(exchange, routing_key), ..Queue::default() };
     let mut topology = topology(queue);
     let back = Queue { dead_letter: dead_letter("", Some(QUEUE)), ..Queue::default() };
     topology.queues.insert("orders.v1.retry".to_owned(), back);
     topology.queues.insert("orders.v1.dead".to_owned(), Queue::default());
+    topology.queues.insert("orders.v1.on".to_owned(), Queue {
+        dead_letter: dead_letter("", None),
+        ..Queue::default()
+    });
     topology.bindings.push(binding("dead", "", "orders.v1.dead"));
-    check_facts(&to_queue(), &facts(topology), expected);
+    topology.exchanges.insert("on".to_owned(), Exchange {
+        kind: ExchangeKind::Fanout,
+        alternate: None,
+    });
+    topology.bindings.push(binding("on", "", "orders.v1.on"));
+    check_facts(target, &facts(topology), expected);
 }
 
 #[test]
@@ -227,6 +246,19 @@ fn a_dead_letter_loop_is_found_by_where_it_leads() {
     check_dead_letter("shop", Some("invoices"), &["dead-letter-loop"]);
     check_dead_letter("", Some(ARCHIVE), &["dead-letter-loop"]);
     check_dead_letter("", Some("orders.v1.retry"), &["(dead-letter-loop)"]);
+}
+
+/// Through the default exchange an event's routing key is the queue's name, and so it comes back.
+#[test]
+fn a_dead_letter_loop_by_the_routing_key_is_found_where_that_is_known() {
+    let by_name = Target::QueueViaDefaultExchange { queue: QUEUE.to_owned() };
+    check_dead_letter_at(&by_name, "", None, &["dead-letter-loop"]);
+    check_dead_letter_at(&by_name, "dead", None, &[]);
+    check_dead_letter_at(&by_name, "on", None, &["(dead-letter-loop)"]);
+    // Where it is each event's own, nobody knows beforehand.
+    check_dead_letter("", None, &["(dead-letter-loop)"]);
+    check_dead_letter("on", None, &["(dead-letter-loop)"]);
+    check_dead_letter("on", Some("orders.v1.dead"), &[]);
 }
 
 #[test]
