@@ -80,41 +80,76 @@ pub async fn inspect(broker: &Broker, target: &AmqpTarget) -> Result<TargetFacts
     }
 }
 
-/// Returns what the broker would refuse the user of a replay to this target, in the broker's words;
-/// `exchanges` are those of [`AmqpTarget::Original`].
+/// What a broker has against a replay before anything is published.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Objections {
+    /// What it would refuse the user, in its words.
+    pub denied: Vec<String>,
+    /// Exchanges of [`AmqpTarget::Original`] that are not there.
+    pub missing: BTreeSet<String>,
+    /// Those that it was not asked about, because there are so many.
+    pub unasked: BTreeSet<String>,
+}
+
+/// Returns what the broker has against a replay to this target; `exchanges` are those of
+/// [`AmqpTarget::Original`].
 ///
 /// Nothing is published or changed: bindings and an exchange that are not there are taken away, for
 /// which the broker looks at the same permissions first. Topic permissions show only in publishing.
 ///
 /// # Errors
 /// No connection, or the virtual host refused.
-pub async fn denied(
+pub async fn objections(
     broker: &Broker,
     target: &AmqpTarget,
     exchanges: &BTreeSet<String>,
-) -> Result<Vec<String>, BusError> {
+) -> Result<Objections, BusError> {
     let session = broker.connect().await?;
-    let denied = match target {
+    let objections = match target {
         AmqpTarget::Queue { queue, via: Via::OwnExchange { .. } } => {
-            denied_own_exchange(&session, queue).await
+            denied_own_exchange(&session, queue).await.map(Objections::denied)
         }
         AmqpTarget::Queue { via: Via::DefaultExchange, .. } => {
-            denied_writing(&session, [("", DEFAULT_EXCHANGE)]).await
-        }
-        AmqpTarget::Exchange { exchange, .. } if exchange.is_empty() => {
-            denied_writing(&session, [("", DEFAULT_EXCHANGE)]).await
+            denied_writing(&session, [""]).await.map(Objections::denied)
         }
         AmqpTarget::Exchange { exchange, .. } => {
-            denied_writing(&session, [(exchange.as_str(), exchange.as_str())]).await
+            denied_writing(&session, [exchange.as_str()]).await.map(Objections::denied)
         }
-        AmqpTarget::Original => {
-            let exchanges = exchanges.iter().filter(|exchange| !exchange.is_empty());
-            let exchanges = exchanges.map(|name| (name.as_str(), name.as_str()));
-            denied_writing(&session, exchanges.take(EXCHANGES_MAX)).await
-        }
+        AmqpTarget::Original => to_original(&session, exchanges).await,
     };
     session.close().await;
-    denied
+    objections
+}
+
+impl Objections {
+    fn denied(denied: Vec<String>) -> Self {
+        Objections { denied, ..Objections::default() }
+    }
+}
+
+/// What is not there, and what may not be published to.
+async fn to_original(
+    session: &Session,
+    exchanges: &BTreeSet<String>,
+) -> Result<Objections, BusError> {
+    let mut objections = Objections {
+        unasked: exchanges.iter().skip(EXCHANGES_MAX).cloned().collect(),
+        ..Objections::default()
+    };
+    let mut there = Vec::new();
+    for exchange in exchanges.iter().take(EXCHANGES_MAX) {
+        let found = match exchange.is_empty() {
+            true => Ok(()),
+            false => look_up_exchange(session, &name_of(exchange, &session.peer)?).await,
+        };
+        match found {
+            Ok(()) => there.push(exchange.as_str()),
+            Err(BusError::NotFound { .. }) => drop(objections.missing.insert(exchange.clone())),
+            Err(error) => return Err(error),
+        }
+    }
+    objections.denied = denied_writing(session, there).await?;
+    Ok(objections)
 }
 
 /// To declare an exchange, bind the queue to it, publish to it, and delete it.
@@ -133,13 +168,14 @@ async fn denied_own_exchange(session: &Session, queue: &str) -> Result<Vec<Strin
     Ok(denied.into_iter().collect())
 }
 
-/// To publish to exchanges, each with the name that a refusal has for it.
-async fn denied_writing<'a>(
+/// To publish to exchanges.
+async fn denied_writing(
     session: &Session,
-    exchanges: impl IntoIterator<Item = (&'a str, &'a str)>,
+    exchanges: impl IntoIterator<Item = &str>,
 ) -> Result<Vec<String>, BusError> {
     let mut denied = Vec::new();
-    for (exchange, named) in exchanges {
+    for exchange in exchanges {
+        let named = if exchange.is_empty() { DEFAULT_EXCHANGE } else { exchange };
         let refused = unbind(session, name_of(exchange, &session.peer)?).await?;
         // What is asked after it, to read from the exchange that is not there, does not matter.
         denied.extend(refused.filter(|reason| reason.contains(&format!("'{named}'"))));

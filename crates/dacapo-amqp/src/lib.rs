@@ -5,7 +5,7 @@
 //! | [`uri`](AmqpUrl), [`Broker`] | where and as whom to connect; no password is ever shown |
 //! | [`AmqpConnect`] | the `Sink`: publishes through lapin, with confirms and `mandatory` |
 //! | [`AmqpSubscribe`] | the `Source`: the archiver's queue and its parking queue |
-//! | [`inspect()`], [`denied()`], [`blind_spots`] | what a plan or an archiver must know before it starts |
+//! | [`inspect()`], [`objections()`], [`blind_spots`] | what a plan or an archiver must know before it starts |
 //! | [`declare_topic`], [`remove`] | what is made for a while and taken away again |
 //! | `wire` | a small consumer of our own |
 //!
@@ -32,7 +32,7 @@ mod uri;
 mod wire;
 
 pub use connect::{Broker, ClientIdentity, Tls};
-pub use inspect::{TargetFacts, denied, inspect};
+pub use inspect::{Objections, TargetFacts, inspect, objections};
 pub use sink::AmqpConnect;
 pub use source::AmqpSubscribe;
 pub use target::{AmqpTarget, Via};

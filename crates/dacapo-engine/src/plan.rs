@@ -63,6 +63,8 @@ pub struct Plan {
     pub gaps: Vec<Gap>,
     /// The exchanges that the selected events came from, and maybe more, as far as footers name them.
     pub exchanges: BTreeSet<String>,
+    /// Whether these are all.
+    pub exchanges_exact: bool,
     /// How the target was.
     pub target: TargetFacts,
     /// What spoke against the target; nothing was looked at until someone did.
@@ -122,6 +124,7 @@ pub fn plan(request: Request, survey: Survey) -> Plan {
         times = Some((earliest.min(min), latest.max(max)));
     }
     let seconds = seconds(&request, events, bytes, times);
+    let (exchanges, exchanges_exact) = exchanges(&request, &counted);
     Plan {
         archive: survey.archive,
         segments: counted.iter().map(|segment| PlannedSegment::of(segment)).collect(),
@@ -138,7 +141,8 @@ pub fn plan(request: Request, survey: Survey) -> Plan {
         last_time: times.map(|(_, last)| last),
         times_exact,
         gaps,
-        exchanges: exchanges(&request, &counted),
+        exchanges,
+        exchanges_exact,
         target: survey.target,
         preflight: Preflight::default(),
         made_at: survey.now,
@@ -146,16 +150,22 @@ pub fn plan(request: Request, survey: Survey) -> Plan {
     }
 }
 
-fn exchanges(request: &Request, segments: &[&SurveyedSegment]) -> BTreeSet<String> {
+/// Returns the exchanges that events came from, as far as they are kept, and whether that is all.
+fn exchanges(request: &Request, segments: &[&SurveyedSegment]) -> (BTreeSet<String>, bool) {
     let wanted = &request.selection.exchanges;
     let all = segments.iter().flat_map(|segment| segment.summary.by_exchange.counts.keys());
     let mut exchanges: BTreeSet<String> = BTreeSet::new();
+    let mut exact = segments.iter().all(|segment| segment.summary.by_exchange.other == 0);
     for exchange in all.filter(|name| wanted.is_empty() || wanted.contains(name)) {
-        if exchanges.len() < EXCHANGES_MAX && !exchanges.contains(exchange) {
-            exchanges.insert(exchange.clone());
+        if exchanges.contains(exchange) {
+            continue;
+        }
+        match exchanges.len() < EXCHANGES_MAX {
+            true => drop(exchanges.insert(exchange.clone())),
+            false => exact = false,
         }
     }
-    exchanges
+    (exchanges, exact)
 }
 
 /// Returns the bounds within the range of time asked for.

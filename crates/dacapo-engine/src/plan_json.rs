@@ -58,6 +58,7 @@ pub fn to_json(plan: &Plan) -> Value {
             warnings: plan.target.warnings.clone(),
         },
         exchanges: plan.exchanges.clone(),
+        exchanges_exact: plan.exchanges_exact,
         preflight: preflight::to_wire(&plan.preflight),
         archive: plan.archive.clone(),
         made_at: plan.made_at.to_string(),
@@ -119,6 +120,7 @@ pub fn from_json(path: &str, text: &[u8]) -> Result<Plan, EngineError> {
             warnings: json.target.warnings,
         },
         exchanges: json.exchanges,
+        exchanges_exact: json.exchanges_exact,
         preflight: preflight::from_wire(&parse, json.preflight)?,
         made_at: parse.text(&json.made_at)?,
     };

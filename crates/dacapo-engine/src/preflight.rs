@@ -202,6 +202,8 @@ pub struct Load<'a> {
     pub target: &'a Target,
     /// The exchanges that the events came from, as far as the index knows.
     pub exchanges: &'a BTreeSet<String>,
+    /// Whether these are all.
+    pub exchanges_exact: bool,
     /// Events at the most.
     pub events: u64,
     /// Bytes of bodies, about.
@@ -224,6 +226,7 @@ impl<'a> Load<'a> {
         Load {
             target: &plan.request.target,
             exchanges: &plan.exchanges,
+            exchanges_exact: plan.exchanges_exact,
             events,
             bytes: (plan.bytes as f64 * left) as u64,
             depth_max: depth_max.map(|depth| depth.get().saturating_add(window)),
@@ -242,6 +245,10 @@ pub struct Facts {
     pub consumers: Option<u64>,
     /// What the broker would refuse the user, in its words.
     pub denied: Result<Vec<String>, String>,
+    /// Of the exchanges that the events came from, for a replay to these: those that are not there.
+    pub missing: BTreeSet<String>,
+    /// And those that the broker was not asked about.
+    pub unasked: BTreeSet<String>,
     /// The nodes.
     pub nodes: Result<Vec<Node>, String>,
     /// What is in the virtual host.
@@ -311,6 +318,9 @@ fn reachable(load: &Load<'_>, facts: &Facts, found: &mut Found) {
             "check its name and the virtual host in --amqp, or let its service declare it first",
         );
     }
+    if *load.target == Target::Original {
+        originals(load, facts, found);
+    }
     match &facts.denied {
         Ok(denied) => {
             for reason in denied {
@@ -329,6 +339,47 @@ fn reachable(load: &Load<'_>, facts: &Facts, found: &mut Found) {
     {
         found.unchecked(&[Check::TargetMissing], why);
     }
+}
+
+/// Whether the exchanges that events came from are there.
+fn originals(load: &Load<'_>, facts: &Facts, found: &mut Found) {
+    let mut missing: BTreeSet<&str> = facts.missing.iter().map(String::as_str).collect();
+    if !facts.unasked.is_empty() {
+        let why = "AMQP is asked about the first exchanges only; publish by --exchange, some at a time";
+        found.unchecked(&[Check::NoPermission], why);
+        match &facts.topology {
+            Ok(topology) => {
+                let there = |name: &&str| name.is_empty() || topology.exchanges.contains_key(*name);
+                let unasked = facts.unasked.iter().map(String::as_str);
+                missing.extend(unasked.filter(|name| !there(name)));
+            }
+            Err(_) => found.unchecked(&[Check::TargetMissing], why),
+        }
+    }
+    if !load.exchanges_exact {
+        let why = "the archive's footers do not name every exchange that events came from; publish by \
+                   --exchange, or to one queue (--to-queue)";
+        let checks = [
+            Check::TargetMissing,
+            Check::NoPermission,
+            Check::FeedsArchiver,
+            Check::AlternateExchange,
+        ];
+        found.unchecked(&checks, why);
+    }
+    let Some(first) = missing.first() else { return };
+    let others = match missing.len() - 1 {
+        0 => String::new(),
+        others => format!(" (and {others} more like it)"),
+    };
+    found.refuse(
+        Check::TargetMissing,
+        format!(
+            "exchange `{first}`{others}, to which events were first published, does not exist on the \
+             broker"
+        ),
+        "declare it, leave its events out (--exchange), or publish to one queue (--to-queue)",
+    );
 }
 
 /// Collects what is found.

@@ -64,6 +64,7 @@ fn plan() -> Plan {
         times_exact: true,
         gaps: Vec::new(),
         exchanges: [text("shop")].into(),
+        exchanges_exact: true,
         target: TargetFacts::default(),
         preflight: Preflight::default(),
         made_at: Timestamp::EPOCH,

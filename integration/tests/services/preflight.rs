@@ -185,6 +185,19 @@ fn an_exchange_that_hides_what_no_queue_takes_is_refused() {
     stage.platform.ask(json!({ "op": "delete_exchange", "exchange": exchange }));
 }
 
+/// It passed, and failed at the broker in the middle.
+#[test]
+fn a_replay_to_the_original_exchanges_is_refused_if_one_is_gone() {
+    let Some(stage) = Stage::new() else { return };
+    let exchange = &stage.platform.exchange;
+    stage.run(&["plan"], &["--to-original"]).check(0);
+    stage.platform.ask(json!({ "op": "delete_exchange", "exchange": exchange }));
+    let refused = stage.run(&["replay", "--yes"], &["--to-original"]);
+    refused.check(5);
+    let words = format!("target-missing: exchange `{exchange}`");
+    assert!(refused.stderr.contains(&words), "{refused:?}");
+}
+
 #[test]
 fn what_is_overridden_and_then_fails_at_the_broker_fails_there() {
     let Some(stage) = Stage::new() else { return };

@@ -1,5 +1,6 @@
 //! Asks the broker what speaks against a replay, tells it, and refuses.
 
+use dacapo_amqp::Objections;
 use dacapo_bus::broker::Topology;
 use dacapo_engine::plan::Plan;
 use dacapo_engine::preflight::{Check, Facts, Load, Preflight, Severity, Wishes, check};
@@ -26,21 +27,21 @@ pub async fn look(
     let Some(broker) = settings.broker_if_named("dacapo plan")? else {
         let why = "no broker was named (--amqp)".to_owned();
         let (denied, nodes, topology) = (Err(why.clone()), Err(why.clone()), Err(why));
-        let facts = Facts { exists, depth, consumers, denied, nodes, topology };
+        let (missing, unasked) = Default::default();
+        let facts =
+            Facts { exists, depth, consumers, denied, missing, unasked, nodes, topology };
         return Ok(check(&load, &facts, wishes));
     };
     if !load.target.is_bus() {
         return Ok(Preflight { wishes, ..Preflight::default() });
     }
-    let denied = match exists {
+    let Objections { denied, missing, unasked } = match exists {
         // Who lacks permission for what is not there is not the question.
-        Some(false) => Ok(Vec::new()),
-        _ => Ok(dacapo_amqp::denied(
-            &broker,
-            &target::amqp_target(load.target, None),
-            load.exchanges,
-        )
-        .await?),
+        Some(false) => Objections::default(),
+        _ => {
+            let target = target::amqp_target(load.target, None);
+            dacapo_amqp::objections(&broker, &target, load.exchanges).await?
+        }
     };
     let (nodes, topology) = match settings.management() {
         None => {
@@ -51,31 +52,37 @@ pub async fn look(
             let (nodes, topology) =
                 tokio::join!(management.nodes(), management.topology(broker.url.vhost()));
             let topology = topology.map_err(|error| words(&error));
+            let found = load.exchanges.difference(&missing);
+            let found = found.filter(|exchange| !unasked.contains(*exchange));
+            let found: Vec<&str> = found.map(String::as_str).collect();
             let topology = topology.and_then(|topology| match exists == Some(true) {
-                true => of_this_broker(topology, load.target, management),
+                true => of_this_broker(topology, load.target, &found, management),
                 false => Ok(topology),
             });
             (nodes.map_err(|error| words(&error)), topology)
         }
     };
-    let facts = Facts { exists, depth, consumers, denied, nodes, topology };
+    let denied = Ok(denied);
+    let facts = Facts { exists, depth, consumers, denied, missing, unasked, nodes, topology };
     Ok(check(&load, &facts, wishes))
 }
 
 /// Makes sure that what AMQP finds is what the plugin tells of: they may be of two brokers.
+/// `exchanges` are those that AMQP found for a replay to the original ones.
 fn of_this_broker(
     topology: Topology,
     target: &Target,
+    exchanges: &[&str],
     management: &impl std::fmt::Display,
 ) -> Result<Topology, String> {
+    let has = |exchange: &str| exchange.is_empty() || topology.exchanges.contains_key(exchange);
     let known = match target {
         Target::Queue { queue } | Target::QueueViaDefaultExchange { queue } => {
             topology.queues.contains_key(queue)
         }
-        Target::Exchange { exchange, .. } => {
-            exchange.is_empty() || topology.exchanges.contains_key(exchange)
-        }
-        Target::Original | Target::File { .. } => true,
+        Target::Exchange { exchange, .. } => has(exchange),
+        Target::Original => exchanges.iter().all(|exchange| has(exchange)),
+        Target::File { .. } => true,
     };
     match known {
         true => Ok(topology),

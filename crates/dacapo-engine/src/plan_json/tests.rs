@@ -125,6 +125,7 @@ fn plan_of(request: Request, n: u64) -> Plan {
             warnings: vec!["an alternate exchange hides unroutable messages".to_owned()],
         },
         exchanges: ["shop".to_owned(), String::new()].into(),
+        exchanges_exact: true,
         preflight: preflight(n),
         made_at: clock(),
     }

@@ -36,6 +36,8 @@ pub(super) struct PlanJson {
     #[serde(default)]
     pub(super) exchanges: BTreeSet<String>,
     #[serde(default)]
+    pub(super) exchanges_exact: bool,
+    #[serde(default)]
     pub(super) preflight: PreflightJson,
     pub(super) archive: String,
     pub(super) made_at: String,

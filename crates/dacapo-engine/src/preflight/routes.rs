@@ -117,6 +117,13 @@ pub(super) fn of_exchanges(load: &Load<'_>, topology: &Topology, found: &mut Fou
     };
     let mut passed = BTreeSet::new();
     for exchange in exchanges {
+        if exchange.is_empty() && routing_key.is_none() {
+            found.unchecked(
+                &[Check::FeedsArchiver],
+                "what goes to the default exchange comes to the queue that its routing key names, which \
+                 is each event's own",
+            );
+        }
         passed.extend(topology.passed(exchange, routing_key));
         let reached = topology.reached(exchange, routing_key);
         if let Some(archivers) = archivers(topology, &reached) {

@@ -68,6 +68,8 @@ fn facts(topology: Topology) -> Facts {
         depth: Some(10),
         consumers: Some(1),
         denied: Ok(Vec::new()),
+        missing: BTreeSet::new(),
+        unasked: BTreeSet::new(),
         nodes: Ok(vec![node()]),
         topology: Ok(topology),
     }
@@ -84,7 +86,8 @@ fn to_exchange(exchange: &str, routing_key: Option<&str>) -> Target {
 
 /// 1,000 events of 4 KB.
 fn load<'a>(target: &'a Target, exchanges: &'a BTreeSet<String>) -> Load<'a> {
-    Load { target, exchanges, events: 1_000, bytes: 4_000_000, depth_max: None }
+    let exchanges_exact = true;
+    Load { target, exchanges, exchanges_exact, events: 1_000, bytes: 4_000_000, depth_max: None }
 }
 
 fn told(preflight: &Preflight) -> Vec<String> {
@@ -121,6 +124,44 @@ fn what_amqp_tells_is_found_without_more() {
     check_facts(&to_queue(), &missing, &["target-missing"]);
     let denied = Ok(vec!["ACCESS_REFUSED - access to …".to_owned()]);
     check_facts(&to_queue(), &Facts { denied, ..sound }, &["no-permission"]);
+}
+
+fn names(names: &[&str]) -> BTreeSet<String> {
+    names.iter().map(|name| (*name).to_owned()).collect()
+}
+
+#[test]
+fn of_the_exchanges_that_events_came_from_those_that_are_gone_are_found() {
+    let mut quiet = topology(Queue::default());
+    quiet.bindings.clear();
+    let sound = facts(quiet);
+    let gone = Facts { missing: names(&["old"]), ..sound.clone() };
+    check_facts(&Target::Original, &gone, &["target-missing"]);
+    check_facts(&to_queue(), &gone, &[]);
+    // What AMQP was not asked about, the plugin knows.
+    let told = |unasked: &[&str], exchanges_exact, topology| {
+        let facts = Facts { unasked: names(unasked), topology, ..sound.clone() };
+        let exchanges = names(&["", "shop"]);
+        let load = Load { exchanges_exact, ..load(&Target::Original, &exchanges) };
+        let preflight = check(&load, &facts, Wishes::default());
+        let mut unchecked: Vec<Check> =
+            preflight.unchecked.iter().flat_map(|unchecked| unchecked.checks.clone()).collect();
+        unchecked.sort();
+        unchecked.dedup();
+        let unchecked: Vec<&str> = unchecked.into_iter().map(Check::as_str).collect();
+        (told(&preflight).join(" "), unchecked.join(" "))
+    };
+    let expect = |refused: &str, unchecked: &str| (refused.to_owned(), unchecked.to_owned());
+    let known = || sound.topology.clone();
+    // Where an event of the default exchange goes, its routing key decides.
+    assert_eq!(told(&[], true, known()), expect("", "feeds-archiver"));
+    let unchecked = "no-permission feeds-archiver";
+    assert_eq!(told(&["shop"], true, known()), expect("", unchecked));
+    assert_eq!(told(&["old", "older"], true, known()), expect("target-missing", unchecked));
+    let blind = Err("AMQP cannot tell".to_owned());
+    let unchecked = "target-missing no-permission feeds-archiver alternate-exchange";
+    assert_eq!(told(&["old"], true, blind), expect("", unchecked));
+    assert_eq!(told(&[], false, known()), expect("", unchecked));
 }
 
 #[test]
