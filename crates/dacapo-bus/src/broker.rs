@@ -15,10 +15,10 @@ pub struct Node {
     pub disk_free: Option<u64>,
     /// With no more than this free, in bytes, the node blocks publishers.
     pub disk_limit: Option<u64>,
-    /// Whether it blocks publishers for want of disk.
-    pub disk_alarm: bool,
-    /// Whether it blocks publishers for want of memory.
-    pub memory_alarm: bool,
+    /// Whether it blocks publishers for want of disk, where that is told.
+    pub disk_alarm: Option<bool>,
+    /// Whether it blocks publishers for want of memory, where that is told.
+    pub memory_alarm: Option<bool>,
 }
 
 /// The exchanges, queues and bindings of one virtual host.

@@ -28,8 +28,8 @@ fn read(answer: &Value) -> Option<Vec<Node>> {
             runs: node["running"] == true,
             disk_free: node["disk_free"].as_u64(),
             disk_limit: node["disk_free_limit"].as_u64(),
-            disk_alarm: node["disk_free_alarm"] == true,
-            memory_alarm: node["mem_alarm"] == true,
+            disk_alarm: node["disk_free_alarm"].as_bool(),
+            memory_alarm: node["mem_alarm"].as_bool(),
         })
     };
     answer.as_array()?.iter().map(node).collect()
@@ -47,14 +47,21 @@ mod tests {
             { "name": "rabbit@a", "running": true, "disk_free": 900, "disk_free_limit": 50,
               "disk_free_alarm": false, "mem_alarm": true },
             { "name": "rabbit@b", "running": false },
-            { "name": "rabbit@c", "running": true, "disk_free": "NaN", "disk_free_limit": 50 },
+            { "name": "rabbit@c", "running": true, "disk_free": "NaN", "disk_free_limit": 50,
+              "mem_alarm": false },
         ]);
         let node = |name: &str, runs| Node { name: name.to_owned(), runs, ..Node::default() };
         let (disk_free, disk_limit) = (Some(900), Some(50));
         let expected = [
-            Node { disk_free, disk_limit, memory_alarm: true, ..node("rabbit@a", true) },
+            Node {
+                disk_free,
+                disk_limit,
+                disk_alarm: Some(false),
+                memory_alarm: Some(true),
+                ..node("rabbit@a", true)
+            },
             node("rabbit@b", false),
-            Node { disk_limit, ..node("rabbit@c", true) },
+            Node { disk_limit, memory_alarm: Some(false), ..node("rabbit@c", true) },
         ];
         assert_eq!(read(&answer).unwrap(), expected);
         assert_eq!(read(&json!({})), None);

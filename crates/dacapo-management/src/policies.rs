@@ -53,7 +53,7 @@ type Candidates<'a> = Vec<Option<&'a Policy>>;
 impl Policies {
     /// Reads the lists of the plugin; nothing if one of them has a policy of an unknown form.
     pub(crate) fn read(users: &[Value], operators: &[Value]) -> Option<Self> {
-        let read = |list: &[Value]| list.iter().map(Policy::read).collect();
+        let read = |list: &[Value]| list.iter().map(Policy::read).collect::<Option<Vec<_>>>();
         Some(Policies { users: read(users)?, operators: read(operators)? })
     }
 

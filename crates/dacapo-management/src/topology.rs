@@ -1,5 +1,7 @@
 //! What is in a virtual host: exchanges, queues, bindings, and the policies that apply to them.
 
+use std::collections::BTreeMap;
+
 use dacapo_bus::broker::{
     Binding, DeadLetter, Destination, Exchange, ExchangeKind, Overflow, Queue, Setting, Topology,
     parked_queue,
@@ -25,20 +27,20 @@ impl Management {
     /// than 16 MiB. Cancel-safe.
     pub async fn topology(&self, vhost: &str) -> Result<Topology, ManagementError> {
         let policies = self.policies(vhost).await?;
-        let mut topology = Topology::default();
-        for queue in self.list("queues", vhost, QUEUES).await? {
-            if let Some((name, queue)) = read_queue(&queue, &policies) {
-                topology.queues.insert(name, queue);
-            }
-        }
-        for exchange in self.list("exchanges", vhost, EXCHANGES).await? {
-            if let Some((name, exchange)) = read_exchange(&exchange, &policies) {
-                topology.exchanges.insert(name, exchange);
-            }
-        }
+        let strange = |what, problem| move || self.strange(what, problem);
+        let queues = self.list("queues", vhost, QUEUES).await?;
+        let queues = queues.iter().map(|queue| read_queue(queue, &policies)).collect();
+        let exchanges = self.list("exchanges", vhost, EXCHANGES).await?;
+        let exchanges = exchanges.iter().map(|it| read_exchange(it, &policies)).collect();
         let bindings = self.list("bindings", vhost, BINDINGS).await?;
-        topology.bindings = bindings.iter().filter_map(read_binding).collect();
-        Ok(topology)
+        let bindings: Option<Vec<Binding>> = bindings.iter().map(read_binding).collect();
+        let (queues, exchanges): (Option<BTreeMap<_, _>>, Option<BTreeMap<_, _>>) =
+            (queues, exchanges);
+        Ok(Topology {
+            queues: queues.ok_or_else(strange("queues", "it is no list of queues"))?,
+            exchanges: exchanges.ok_or_else(strange("exchanges", "it is no list of exchanges"))?,
+            bindings: bindings.ok_or_else(strange("bindings", "it is no list of bindings"))?,
+        })
     }
 
     /// Returns the policies of a virtual host, the operator's included.
@@ -212,6 +214,7 @@ mod tests {
                                "routing_key": "k" });
             read_binding(&json).unwrap().destination
         };
+        assert_eq!(read_binding(&json!({ "source": "shop" })), None);
         assert_eq!(binding("queue"), Destination::Queue("d".to_owned()));
         assert_eq!(binding("exchange"), Destination::Exchange("d".to_owned()));
     }

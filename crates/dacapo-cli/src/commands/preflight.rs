@@ -28,8 +28,7 @@ pub async fn look(
         let why = "no broker was named (--amqp)".to_owned();
         let (denied, nodes, topology) = (Err(why.clone()), Err(why.clone()), Err(why));
         let (missing, unasked) = Default::default();
-        let facts =
-            Facts { exists, depth, consumers, denied, missing, unasked, nodes, topology };
+        let facts = Facts { exists, depth, consumers, denied, missing, unasked, nodes, topology };
         return Ok(check(&load, &facts, wishes));
     };
     if !load.target.is_bus() {
@@ -51,15 +50,21 @@ pub async fn look(
         Some(management) => {
             let (nodes, topology) =
                 tokio::join!(management.nodes(), management.topology(broker.url.vhost()));
+            let nodes = nodes.map_err(|error| words(&error));
             let topology = topology.map_err(|error| words(&error));
             let found = load.exchanges.difference(&missing);
             let found = found.filter(|exchange| !unasked.contains(*exchange));
             let found: Vec<&str> = found.map(String::as_str).collect();
-            let topology = topology.and_then(|topology| match exists == Some(true) {
-                true => of_this_broker(topology, load.target, &found, management),
-                false => Ok(topology),
-            });
-            (nodes.map_err(|error| words(&error)), topology)
+            let other = match &topology {
+                Ok(topology) if exists == Some(true) => {
+                    of_another_broker(topology, load.target, &found, management)
+                }
+                _ => None,
+            };
+            match other {
+                Some(why) => (Err(why.clone()), Err(why)),
+                None => (nodes, topology),
+            }
         }
     };
     let denied = Ok(denied);
@@ -67,14 +72,14 @@ pub async fn look(
     Ok(check(&load, &facts, wishes))
 }
 
-/// Makes sure that what AMQP finds is what the plugin tells of: they may be of two brokers.
+/// Returns why what the plugin tells is not of the broker that AMQP asked, if that shows.
 /// `exchanges` are those that AMQP found for a replay to the original ones.
-fn of_this_broker(
-    topology: Topology,
+fn of_another_broker(
+    topology: &Topology,
     target: &Target,
     exchanges: &[&str],
     management: &impl std::fmt::Display,
-) -> Result<Topology, String> {
+) -> Option<String> {
     let has = |exchange: &str| exchange.is_empty() || topology.exchanges.contains_key(exchange);
     let known = match target {
         Target::Queue { queue } | Target::QueueViaDefaultExchange { queue } => {
@@ -84,13 +89,12 @@ fn of_this_broker(
         Target::Original => exchanges.iter().all(|exchange| has(exchange)),
         Target::File { .. } => true,
     };
-    match known {
-        true => Ok(topology),
-        false => Err(format!(
+    (!known).then(|| {
+        format!(
             "{management} does not know {target}, which --amqp does; name the management plugin of the \
              same broker"
-        )),
-    }
+        )
+    })
 }
 
 /// Refuses a target with something against it that the operator has not overridden.

@@ -9,34 +9,60 @@ pub(super) fn check(load: &Load<'_>, nodes: &[Node], found: &mut Found) {
     let events = load.events.min(load.depth_max.unwrap_or(u64::MAX));
     let share = events as f64 / load.events.max(1) as f64;
     let needed = (load.bytes as f64 * share) as u64 + events * EVENT_BYTES;
-    for node in nodes.iter().filter(|node| node.runs) {
-        let name = &node.name;
-        if node.memory_alarm {
-            found.refuse(
-                Check::BrokerMemoryAlarm,
-                format!("node `{name}` has a memory alarm and blocks every publisher"),
-                "let its queues be consumed, or give it more memory",
-            );
+    let mut running = nodes.iter().filter(|node| node.runs).peekable();
+    if running.peek().is_none() {
+        let why = "the management plugin tells of no node that runs";
+        found.unchecked(&[Check::BrokerDiskLow, Check::BrokerMemoryAlarm], why);
+    }
+    for node in running {
+        memory(node, found);
+        disk(node, needed, found);
+    }
+}
+
+fn memory(node: &Node, found: &mut Found) {
+    let name = &node.name;
+    match node.memory_alarm {
+        Some(false) => {}
+        Some(true) => found.refuse(
+            Check::BrokerMemoryAlarm,
+            format!("node `{name}` has a memory alarm and blocks every publisher"),
+            "let its queues be consumed, or give it more memory",
+        ),
+        None => {
+            let why = format!("node `{name}` does not tell whether it has a memory alarm");
+            found.unchecked(&[Check::BrokerMemoryAlarm], &why);
         }
-        if node.disk_alarm {
-            found.refuse(
-                Check::BrokerDiskLow,
-                format!("node `{name}` has a disk alarm and blocks every publisher"),
-                "make room on its disk",
-            );
-            continue;
-        }
-        let (Some(free), Some(limit)) = (node.disk_free, node.disk_limit) else { continue };
-        let room = free.saturating_sub(limit);
-        if room < needed {
-            found.refuse(
-                Check::BrokerDiskLow,
-                format!(
-                    "node `{name}` has {room} bytes of disk above its limit, and the events take about \
-                     {needed}; when it is full, every publisher is blocked"
-                ),
-                "make room on its disk, or give --max-queue-depth so that fewer events wait at once",
-            );
-        }
+    }
+}
+
+fn disk(node: &Node, needed: u64, found: &mut Found) {
+    let name = &node.name;
+    if node.disk_alarm == Some(true) {
+        found.refuse(
+            Check::BrokerDiskLow,
+            format!("node `{name}` has a disk alarm and blocks every publisher"),
+            "make room on its disk",
+        );
+        return;
+    }
+    let (Some(free), Some(limit)) = (node.disk_free, node.disk_limit) else {
+        let why = format!(
+            "node `{name}` does not tell how much disk it has; look there \
+             (`rabbitmq-diagnostics status`)"
+        );
+        found.unchecked(&[Check::BrokerDiskLow], &why);
+        return;
+    };
+    let room = free.saturating_sub(limit);
+    if room < needed {
+        found.refuse(
+            Check::BrokerDiskLow,
+            format!(
+                "node `{name}` has {room} bytes of disk above its limit, and the events take about \
+                 {needed}; when it is full, every publisher is blocked"
+            ),
+            "make room on its disk, or give --max-queue-depth so that fewer events wait at once",
+        );
     }
 }

@@ -58,7 +58,8 @@ fn node() -> Node {
         runs: true,
         disk_free: Some(1_000_000_000),
         disk_limit: Some(50_000_000),
-        ..Node::default()
+        disk_alarm: Some(false),
+        memory_alarm: Some(false),
     }
 }
 
@@ -202,12 +203,33 @@ fn a_replay_that_waits_below_a_depth_fills_no_queue_and_no_disk_beyond_it() {
 fn a_node_without_room_is_found_and_one_that_is_down_is_not() {
     let with = |node| Facts { nodes: Ok(vec![node]), ..facts(topology(Queue::default())) };
     let check = |node, expected: &[&str]| check_facts(&to_queue(), &with(node), expected);
-    check(Node { memory_alarm: true, ..node() }, &["broker-memory-alarm"]);
-    check(Node { disk_alarm: true, ..node() }, &["broker-disk-low"]);
+    check(Node { memory_alarm: Some(true), ..node() }, &["broker-memory-alarm"]);
+    check(Node { disk_alarm: Some(true), ..node() }, &["broker-disk-low"]);
     // 4,000,000 bytes of bodies and 1,024 for each of 1,000 events above the limit.
     check(Node { disk_free: Some(50_000_000 + 5_023_999), ..node() }, &["broker-disk-low"]);
     check(Node { disk_free: Some(50_000_000 + 5_024_000), ..node() }, &[]);
-    check(Node { runs: false, memory_alarm: true, disk_alarm: true, ..node() }, &[]);
+    let alarm = Some(true);
+    check(Node { runs: false, memory_alarm: alarm, disk_alarm: alarm, ..node() }, &[]);
+}
+
+/// What a node does not tell was taken for enough.
+#[test]
+fn what_no_node_tells_is_unchecked() {
+    #[track_caller]
+    fn check_nodes(nodes: Vec<Node>, expected: &[&str]) {
+        let facts = Facts { nodes: Ok(nodes), ..facts(topology(Queue::default())) };
+        let (target, none) = (to_queue(), BTreeSet::new());
+        let preflight = check(&load(&target, &none), &facts, Wishes::default());
+        assert_eq!(preflight.refusals().count(), 0);
+        let unchecked = preflight.unchecked.iter().flat_map(|unchecked| &unchecked.checks);
+        assert_eq!(unchecked.map(|check| check.as_str()).collect::<Vec<_>>(), expected);
+    }
+    let both = ["broker-disk-low", "broker-memory-alarm"];
+    check_nodes(vec![node()], &[]);
+    check_nodes(vec![], &both);
+    check_nodes(vec![Node { runs: false, ..node() }], &both);
+    check_nodes(vec![node(), Node { disk_free: None, ..node() }], &["broker-disk-low"]);
+    check_nodes(vec![Node { memory_alarm: None, ..node() }], &["broker-memory-alarm"]);
 }
 
 #[test]
@@ -265,15 +287,14 @@ fn check_dead_letter_at(
     let back = Queue { dead_letter: dead_letter("", Some(QUEUE)), ..Queue::default() };
     topology.queues.insert("orders.v1.retry".to_owned(), back);
     topology.queues.insert("orders.v1.dead".to_owned(), Queue::default());
-    topology.queues.insert("orders.v1.on".to_owned(), Queue {
-        dead_letter: dead_letter("", None),
-        ..Queue::default()
-    });
+    topology.queues.insert(
+        "orders.v1.on".to_owned(),
+        Queue { dead_letter: dead_letter("", None), ..Queue::default() },
+    );
     topology.bindings.push(binding("dead", "", "orders.v1.dead"));
-    topology.exchanges.insert("on".to_owned(), Exchange {
-        kind: ExchangeKind::Fanout,
-        alternate: None,
-    });
+    topology
+        .exchanges
+        .insert("on".to_owned(), Exchange { kind: ExchangeKind::Fanout, alternate: None });
     topology.bindings.push(binding("on", "", "orders.v1.on"));
     check_facts(target, &facts(topology), expected);
 }
