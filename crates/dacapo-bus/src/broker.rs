@@ -83,7 +83,7 @@ pub struct Queue {
     pub auto_delete: bool,
     /// Bytes of bodies in it now, where the broker can tell.
     pub bytes: Option<u64>,
-    /// Whether it is one that an archiver made for itself.
+    /// Whether it is one that an archiver made for itself, its parking queue included.
     pub is_archivers: bool,
 }
 

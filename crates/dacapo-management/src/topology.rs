@@ -36,8 +36,10 @@ impl Management {
         let bindings: Option<Vec<Binding>> = bindings.iter().map(read_binding).collect();
         let (queues, exchanges): (Option<BTreeMap<_, _>>, Option<BTreeMap<_, _>>) =
             (queues, exchanges);
+        let mut queues = queues.ok_or_else(strange("queues", "it is no list of queues"))?;
+        mark_parking(&mut queues);
         Ok(Topology {
-            queues: queues.ok_or_else(strange("queues", "it is no list of queues"))?,
+            queues,
             exchanges: exchanges.ok_or_else(strange("exchanges", "it is no list of exchanges"))?,
             bindings: bindings.ok_or_else(strange("bindings", "it is no list of bindings"))?,
         })
@@ -98,6 +100,17 @@ fn read_queue(json: &Value, policies: &Policies) -> Option<(String, Queue)> {
         bytes: json["message_bytes"].as_u64(),
     };
     Some((name, queue))
+}
+
+/// Marks the queues in which archivers' queues park: they are consumed with these.
+fn mark_parking(queues: &mut BTreeMap<String, Queue>) {
+    let archivers = queues.iter().filter(|(_, queue)| queue.is_archivers);
+    let parking: Vec<String> = archivers.map(|(name, _)| parked_queue(name)).collect();
+    for name in parking {
+        if let Some(queue) = queues.get_mut(&name) {
+            queue.is_archivers = true;
+        }
+    }
 }
 
 fn rejects(overflow: &Option<Setting<String>>) -> bool {
@@ -192,6 +205,21 @@ mod tests {
         assert!(archivers("dacapo.archive", "dacapo.archive.parked", true));
         assert!(!archivers("dacapo.archive", "dacapo.archive.parked", false));
         assert!(!archivers("orders", "orders.dead", true));
+    }
+
+    #[test]
+    fn an_archivers_parking_queue_is_the_archivers_too() {
+        let queue = |is_archivers| Queue { is_archivers, ..Queue::default() };
+        let names = ["archive", "archive.parked", "orders", "orders.parked"];
+        let queues = names.map(|name| (name.to_owned(), queue(name == "archive")));
+        let mut queues = BTreeMap::from(queues);
+        mark_parking(&mut queues);
+        let marked: Vec<&str> = queues
+            .iter()
+            .filter(|(_, queue)| queue.is_archivers)
+            .map(|(name, _)| name.as_str())
+            .collect();
+        assert_eq!(marked, ["archive", "archive.parked"]);
     }
 
     #[test]

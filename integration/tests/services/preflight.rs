@@ -170,6 +170,8 @@ fn an_exchange_that_feeds_an_archiver_is_refused() {
     let exchange = &stage.platform.exchange;
     let words = format!("leads to the archiver's queue `{}`", stage.platform.archive_queue);
     stage.check(&["--to-exchange", exchange], "feeds-archiver", &words);
+    let parked = format!("{}.parked", stage.platform.archive_queue);
+    stage.check(&["--to-queue", &parked], "feeds-archiver", "is an archiver's");
 }
 
 #[test]
