@@ -14,7 +14,7 @@ use crate::ManagementError;
 const PORT_DEFAULT: u16 = 15672;
 
 const EXPECTED: &str = "it is not the URL of a management plugin: `http://user:password@host:15672` (in user and \
-     password write `@`, `:`, `/` and `%` as `%40`, `%3A`, `%2F` and `%25`)";
+     password write `@`, `:`, `/`, `#` and `%` as `%40`, `%3A`, `%2F`, `%23` and `%25`)";
 
 const NO_TLS: &str = "https:// is not spoken; give a plain http:// listener of the management plugin on a private \
      network, or leave it out: what only the plugin can tell is then not known";
@@ -47,6 +47,11 @@ impl FromStr for Management {
 
     fn from_str(text: &str) -> Result<Self, ManagementError> {
         let refused = || ManagementError::Address { problem: EXPECTED };
+        // Where a fragment would begin, the authority ends: the rest of a password would be cut off,
+        // its start taken for the port, and the account sent to a host named like the user.
+        if text.contains('#') {
+            return Err(refused());
+        }
         let url: Uri = text.parse().map_err(|_| refused())?;
         match url.scheme_str() {
             Some("http") => {}
@@ -138,6 +143,9 @@ mod tests {
             "ops:sesame@h",
             "amqp://ops:sesame@h",
             "http://ops-sesame@h",
+            "http://ops:12#sesame@h",
+            "http://ops:12/sesame@h",
+            "http://ops:12?sesame@h",
             "http://ops:sesame%4@h",
             "http://ops:sesame%ff@h",
             "http://ops:sesame@h/?sesame",
