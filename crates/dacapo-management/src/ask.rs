@@ -18,6 +18,10 @@ const DEADLINE: Duration = Duration::from_secs(10);
 /// The most of one answer: 20,000 queues at 800 bytes each, in the columns that are asked for.
 const ANSWER_BYTES_MAX: usize = 16 * 1024 * 1024;
 
+/// The most values in one answer: 20,000 queues with a dozen arguments have 300,000. Each takes some
+/// 100 bytes while it is read, so that `[[],[],…]` would take 20 times its bytes.
+const ANSWER_VALUES_MAX: usize = 500_000;
+
 /// RabbitMQ's names for what a user may see.
 pub(crate) mod tags {
     /// Nodes, queues, exchanges, bindings and policies; parameters and definitions are not in it.
@@ -44,7 +48,8 @@ impl Management {
             .map_err(|source| ManagementError::Unavailable { place: self.to_string(), source })?;
         match status {
             StatusCode::OK => {
-                serde_json::from_slice(&body).map_err(|error| self.strange(path, error.to_string()))
+                let read = off_the_runtime(move || read(&body)).await;
+                read.map_err(|problem| self.strange(path, problem))
             }
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
                 Err(ManagementError::Denied { place: self.to_string(), path: named(path), tag })
@@ -83,8 +88,39 @@ impl Management {
     }
 }
 
+/// Does CPU work of some size on a blocking thread: whoever asks may serve a bus in the same task.
+pub(crate) async fn off_the_runtime<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> T {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
+}
+
+fn read(body: &[u8]) -> Result<Value, String> {
+    // More than there are, where a text has such bytes; every value but the first follows one.
+    let values = body.iter().filter(|byte| matches!(byte, b'[' | b'{' | b',')).count();
+    if values > ANSWER_VALUES_MAX {
+        return Err(format!("it has more than {ANSWER_VALUES_MAX} values"));
+    }
+    serde_json::from_slice(body).map_err(|error| error.to_string())
+}
+
 /// Returns a path as it is shown: without the columns asked for.
 fn named(path: &str) -> String {
     let (path, _) = path.split_once('?').unwrap_or((path, ""));
     format!("/api/{path}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_of_too_many_values_is_refused_before_it_is_read() {
+        let lists = |count: usize| format!("[{}]", vec!["[]"; count].join(","));
+        assert!(read(lists(ANSWER_VALUES_MAX / 2).as_bytes()).is_ok());
+        let refused = read(lists(ANSWER_VALUES_MAX / 2 + 1).as_bytes());
+        assert_eq!(refused, Err("it has more than 500000 values".to_owned()));
+        assert!(read(b"<html>").is_err());
+    }
 }

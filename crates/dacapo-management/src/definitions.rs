@@ -9,6 +9,7 @@ use std::collections::BTreeSet;
 
 use serde_json::{Map, Value, json};
 
+use crate::ask::off_the_runtime;
 use crate::{Management, ManagementError};
 
 const QUEUES: &str = "columns=name,durable,auto_delete,exclusive,arguments";
@@ -44,7 +45,8 @@ impl Management {
             policies: self.list("policies", vhost, "").await?,
             operator_policies: self.list("operator-policies", vhost, "").await?,
         };
-        Ok(canonical(vhost, &lists))
+        let vhost = vhost.to_owned();
+        Ok(off_the_runtime(move || canonical(&vhost, &lists)).await)
     }
 }
 
@@ -109,7 +111,7 @@ fn listed<'a>(vhost: &str, things: impl IntoIterator<Item = &'a Value>) -> Value
         thing
     };
     let mut things: Vec<Value> = things.into_iter().map(thing).collect();
-    things.sort_by_key(Value::to_string);
+    things.sort_by_cached_key(Value::to_string);
     things.into()
 }
 
