@@ -6,7 +6,7 @@
 //! compactors contend for one write-once key, as two writers do. Only reading is here; making
 //! outputs and deleting inputs is [`crate::compact`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -124,7 +124,13 @@ impl Compaction {
 
     /// Returns whether the event of this sequence was left out.
     pub fn has_dropped(&self, sequence: Sequence) -> bool {
-        self.dropped.binary_search_by_key(&sequence, |repeat| repeat.sequence).is_ok()
+        self.repeat_of(sequence).is_some()
+    }
+
+    /// Returns the sequence of the event that stayed, if that of this sequence was left out.
+    pub fn repeat_of(&self, sequence: Sequence) -> Option<Sequence> {
+        let at = self.dropped.binary_search_by_key(&sequence, |repeat| repeat.sequence).ok()?;
+        Some(self.dropped[at].repeat_of)
     }
 
     /// Returns the input that begins with this sequence.
@@ -277,8 +283,22 @@ pub async fn successor(
     let entries = entries_of(&**store, stream).await?;
     let covering = entries.partition_point(|entry| *entry <= first).checked_sub(1);
     let Some(at) = covering else { return Ok(None) };
-    let Some(entry) = entry(&**store, stream, entries[at]).await? else { return Ok(None) };
-    if entry.output.last < first || entry.is_taken_over() {
+    let found = output(store, stream, entries[at], first).await?;
+    let Some(segment) = found else { return Ok(None) };
+    let input = segment.compaction().and_then(|compaction| compaction.input(first)).copied();
+    Ok(input.filter(|input| input.digest == *digest).map(|input| (segment, input)))
+}
+
+/// Opens the output of a compaction entry; nothing if there is no entry, the output ends before
+/// `sequence`, or it is one of the stream's own segments.
+async fn output(
+    store: &Arc<dyn Store>,
+    stream: &StreamName,
+    first: Sequence,
+    sequence: Sequence,
+) -> Result<Option<Segment>, ArchiveError> {
+    let Some(entry) = entry(&**store, stream, first).await? else { return Ok(None) };
+    if entry.output.last < sequence || entry.is_taken_over() {
         return Ok(None);
     }
     let output = &entry.output;
@@ -289,8 +309,35 @@ pub async fn successor(
             "its footer and its compaction entry contradict each other",
         ));
     }
-    let input = segment.compaction().and_then(|compaction| compaction.input(first)).copied();
-    Ok(input.filter(|input| input.digest == *digest).map(|input| (segment, input)))
+    Ok(Some(segment))
+}
+
+/// Returns of which event each of these is an exact repeat that compaction left out, if it is one.
+///
+/// # Errors
+/// As [`successor`].
+pub async fn repeats(
+    store: &Arc<dyn Store>,
+    stream: &StreamName,
+    sequences: &BTreeSet<Sequence>,
+) -> Result<BTreeMap<Sequence, Sequence>, ArchiveError> {
+    let mut repeats = BTreeMap::new();
+    let entries = entries_of(&**store, stream).await?;
+    let mut left = sequences.iter().peekable();
+    while let Some(sequence) = left.peek() {
+        let after = entries.partition_point(|entry| entry <= sequence);
+        // Those before the next entry are of one output.
+        let within = |sequence: &&Sequence| entries.get(after).is_none_or(|next| *sequence < next);
+        let sequences: Vec<Sequence> =
+            std::iter::from_fn(|| left.next_if(within)).copied().collect();
+        let Some(at) = after.checked_sub(1) else { continue };
+        let Some(first) = sequences.first() else { continue };
+        let Some(segment) = output(store, stream, entries[at], *first).await? else { continue };
+        let Some(compaction) = segment.compaction() else { continue };
+        let repeat_of = |sequence: &Sequence| Some((*sequence, compaction.repeat_of(*sequence)?));
+        repeats.extend(sequences.iter().filter_map(repeat_of));
+    }
+    Ok(repeats)
 }
 
 #[cfg(test)]

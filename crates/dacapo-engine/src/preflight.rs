@@ -345,7 +345,8 @@ fn reachable(load: &Load<'_>, facts: &Facts, found: &mut Found) {
 fn originals(load: &Load<'_>, facts: &Facts, found: &mut Found) {
     let mut missing: BTreeSet<&str> = facts.missing.iter().map(String::as_str).collect();
     if !facts.unasked.is_empty() {
-        let why = "AMQP is asked about the first exchanges only; publish by --exchange, some at a time";
+        let why =
+            "AMQP is asked about the first exchanges only; publish by --exchange, some at a time";
         found.unchecked(&[Check::NoPermission], why);
         match &facts.topology {
             Ok(topology) => {

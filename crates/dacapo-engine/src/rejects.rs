@@ -24,7 +24,7 @@ use crate::state::{failed, sync_dir};
 mod again;
 mod wire;
 
-pub use again::{ToTryAgain, read};
+pub use again::{LeftOut, ToTryAgain, read};
 
 /// How many events a replay passes over if no other limit is asked for: more than the strays of any
 /// archive, far fewer than a wrong routing key or a missing queue refuses. That is to be mended, not

@@ -49,7 +49,8 @@ impl Management {
     pub(crate) async fn policies(&self, vhost: &str) -> Result<Policies, ManagementError> {
         let policies = self.list("policies", vhost, "").await?;
         let operators = self.list("operator-policies", vhost, "").await?;
-        Policies::read(&policies, &operators).ok_or_else(|| self.strange("policies", "it is no list of policies"))
+        Policies::read(&policies, &operators)
+            .ok_or_else(|| self.strange("policies", "it is no list of policies"))
     }
 
     /// Returns a list of what is in a virtual host.

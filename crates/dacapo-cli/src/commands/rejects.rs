@@ -7,7 +7,7 @@ use std::sync::Arc;
 use dacapo_archive::store::Store;
 use dacapo_engine::journal::Journal;
 use dacapo_engine::plan::Plan;
-use dacapo_engine::rejects;
+use dacapo_engine::rejects::{self, LeftOut};
 use dacapo_engine::request::Target;
 use dacapo_engine::state::State;
 
@@ -65,8 +65,16 @@ pub async fn verify(
     }
     let mut steps = Steps::new(output, "looking for the rejected events (segments)");
     let all = plan.segments.len() as u64;
-    again.verify(store, plan, |read| steps.at(read, all)).await?;
+    let left_out = again.verify(store, plan, |read| steps.at(read, all)).await?;
     steps.finish();
+    if let Some(LeftOut { stream, sequence, repeat_of }) = left_out.first() {
+        output.talk(&format!(
+            "note       {} of its events are exact repeats that compaction left out (the first, at \
+             {stream}:{sequence}, of that at {stream}:{repeat_of}); what they repeat was \
+             refused, too, and has a line of its own, or was delivered before them",
+            left_out.len()
+        ));
+    }
     if again.torn {
         output.talk("note       the last line of the reject file is torn; it is left out");
     }

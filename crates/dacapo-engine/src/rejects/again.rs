@@ -6,6 +6,7 @@ use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 
+use dacapo_archive::compaction;
 use dacapo_archive::store::Store;
 use dacapo_event::{Digest, Sequence, StreamName};
 use dacapo_filter::{Selection, SelectionSpec};
@@ -41,6 +42,38 @@ struct Known {
     /// Shortened.
     id: String,
     body_digest: Digest,
+}
+
+/// An event of a reject file that compaction has left out since, because it is an exact repeat.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LeftOut {
+    /// Its stream.
+    pub stream: StreamName,
+    /// Its place there.
+    pub sequence: Sequence,
+    /// The place of the event that stayed.
+    pub repeat_of: Sequence,
+}
+
+/// Returns which of these places are empty because of compaction.
+async fn left_out(
+    store: &Arc<dyn Store>,
+    missing: &BTreeSet<&(StreamName, Sequence)>,
+) -> Result<Vec<LeftOut>, EngineError> {
+    let mut streams: BTreeMap<&StreamName, BTreeSet<Sequence>> = BTreeMap::new();
+    for (stream, sequence) in missing {
+        streams.entry(stream).or_default().insert(*sequence);
+    }
+    let mut left_out = Vec::new();
+    for (stream, sequences) in streams {
+        let repeats = compaction::repeats(store, stream, &sequences).await?;
+        left_out.extend(repeats.into_iter().map(|(sequence, repeat_of)| LeftOut {
+            stream: stream.clone(),
+            sequence,
+            repeat_of,
+        }));
+    }
+    Ok(left_out)
 }
 
 /// Reads a reject file, or what was picked out of some.
@@ -104,7 +137,11 @@ impl ToTryAgain {
     }
 
     /// Makes sure that the archive has every event as it was refused, reading those segments of the
-    /// plan that hold them; `progress` is told how many of them are read.
+    /// plan that hold them; `progress` is told how many of them are read. Returns where those are
+    /// that compaction left out.
+    ///
+    /// Such an event is an exact repeat of one that is still there, and comes before it in the
+    /// stream: the replay has delivered that one, or it is in the file as well.
     ///
     /// # Errors
     /// One is not there any more, or another event is in its place; the archive cannot be read.
@@ -113,7 +150,7 @@ impl ToTryAgain {
         store: &Arc<dyn Store>,
         plan: &Plan,
         mut progress: impl FnMut(u64),
-    ) -> Result<(), EngineError> {
+    ) -> Result<Vec<LeftOut>, EngineError> {
         let selection = Arc::new(Selection::compile(SelectionSpec {
             places: self.places(),
             ..SelectionSpec::default()
@@ -130,13 +167,19 @@ impl ToTryAgain {
                 missing.remove(place);
             }
         }
-        match missing.first() {
-            None => Ok(()),
-            Some(place @ (stream, sequence)) => Err(self.gone(
-                &self.events[*place],
-                format!("is not at {stream}:{sequence} in the archive any more"),
-            )),
+        let left_out = left_out(store, &missing).await?;
+        for LeftOut { stream, sequence, .. } in &left_out {
+            missing.remove(&(stream.clone(), *sequence));
         }
+        let Some(place @ (stream, sequence)) = missing.first() else { return Ok(left_out) };
+        let others = match missing.len() - 1 {
+            0 => String::new(),
+            others => format!(", and {others} others are gone as well"),
+        };
+        Err(self.gone(
+            &self.events[*place],
+            format!("is not at {stream}:{sequence} in the archive any more{others}"),
+        ))
     }
 
     async fn verify_in(

@@ -4,7 +4,7 @@
 use tokio::time::sleep;
 
 use super::*;
-use crate::rejects::{ToTryAgain, read};
+use crate::rejects::{LeftOut, ToTryAgain, read};
 
 const EVENTS: u64 = 24;
 
@@ -77,7 +77,8 @@ async fn refused_events_are_passed_over_recorded_and_tried_again_from_the_file()
     let plan = world.plan_to_shop(retry.clone()).await;
     assert_eq!((plan.events, plan.exact), (MAILS, true));
     let mut read = Vec::new();
-    again.verify(&world.archive.store, &plan, |segments| read.push(segments)).await.unwrap();
+    let left_out = again.verify(&world.archive.store, &plan, |segments| read.push(segments)).await;
+    assert_eq!(left_out.unwrap(), []);
     assert_eq!(read, (1..=plan.segments.len() as u64).collect::<Vec<_>>(), "how far it has come");
     world.bind("mail.*");
     let locked = world.state.create(ReplayId::new(clock(), &plan.hash(), 1), &plan).unwrap();
@@ -188,4 +189,33 @@ async fn an_event_that_is_gone_from_the_archive_or_another_is_named() {
     let plan = shorter.plan(request(places)).await;
     let error = again.verify(&shorter.archive.store, &plan, |_| {}).await.unwrap_err().to_string();
     assert!(error.contains("event `e-5`") && error.contains("is not at s0:6"), "{error}");
+}
+
+/// Both of an event and its repeat are refused, and compaction keeps only the first: the file was
+/// useless for all other events, too.
+#[tokio::test(start_paused = true)]
+async fn a_reject_that_compaction_left_out_as_a_repeat_holds_up_none_of_the_others() {
+    let mut events: Vec<Event> = (0..EVENTS).map(|n| event(n, at(n))).collect();
+    events[11] = events[2].clone();
+    let mut world = World::new(Archive::of(vec![events], 5).await);
+    world.bus.declare_exchange("shop", ExchangeKind::Topic).unwrap();
+    world.bind("order.*");
+    let plan = world.plan_to_shop(everything()).await;
+    let locked = world.create(&plan);
+    world.run_skipping(&locked, &plan).await;
+    let again = world.rejects(&locked);
+    assert_eq!(again.places().len() as u64, MAILS);
+
+    world.archive.compact(1 << 20, true).await;
+    let retry = SelectionSpec { places: again.places(), ..SelectionSpec::default() };
+    let plan = world.plan_to_shop(retry).await;
+    let left_out = again.verify(&world.archive.store, &plan, |_| {}).await.unwrap();
+    let stream = "s0".parse().unwrap();
+    assert_eq!(left_out, [LeftOut { stream, sequence: 12, repeat_of: 3 }]);
+    world.bind("mail.*");
+    let locked = world.state.create(ReplayId::new(clock(), &plan.hash(), 1), &plan).unwrap();
+    let finished = world.run(&locked, &plan, &world.shop_target()).await;
+    let receipt = finished.receipt;
+    assert_eq!((receipt.phase, receipt.counts.confirmed), (Phase::Completed, MAILS - 1));
+    assert_eq!(receipt.remaining(), 0);
 }
