@@ -22,7 +22,7 @@ pub struct Metrics {
     body_bytes: Counter,
     object_bytes: Counter,
     segments: Counter,
-    parked: Family<[(&'static str, String); 1], Counter>,
+    parked: Family<[(&'static str, &'static str); 1], Counter>,
     skipped: Counter,
     failed_puts: Counter,
     fenced: Counter,
@@ -62,8 +62,13 @@ struct Shared {
 
 /// Why messages are parked, as far as is known before one was: a series that begins with its first
 /// event shows Prometheus no increase. RabbitMQ's reasons, then ours ([`Parked`]).
+///
+/// Whoever may publish to the parking queue may write any reason into it; all others are
+/// [`OTHER_REASON`], for each would be a series for ever.
 const PARKED_REASONS: [&str; 6] =
     ["expired", "rejected", "maxlen", "delivery_limit", "unreadable", "published"];
+
+const OTHER_REASON: &str = "other";
 
 const NOT_YET: &str = "not connected to the bus yet";
 
@@ -101,8 +106,8 @@ impl Metrics {
         };
         // The command has used the store before it archives; a failure shows with the first put.
         metrics.store_up.set(1);
-        for reason in PARKED_REASONS {
-            drop(metrics.parked.get_or_create(&[("reason", reason.to_owned())]));
+        for reason in PARKED_REASONS.into_iter().chain([OTHER_REASON]) {
+            drop(metrics.parked.get_or_create(&[("reason", reason)]));
         }
         registry.register("events", "Events made durable", metrics.events.clone());
         registry.register(
@@ -242,8 +247,12 @@ impl Metrics {
         self.skipped.inc();
     }
 
-    pub(crate) fn parked(&self, parked: &Parked) {
-        self.parked.get_or_create(&[("reason", parked.reason.clone())]).inc();
+    /// Counts a parked delivery; returns its reason, if that is one that is known.
+    pub(crate) fn parked(&self, parked: &Parked) -> &'static str {
+        let known = PARKED_REASONS.into_iter().find(|reason| *reason == parked.reason);
+        let reason = known.unwrap_or(OTHER_REASON);
+        self.parked.get_or_create(&[("reason", reason)]).inc();
+        reason
     }
 
     pub(crate) fn took_a_delivery(&self) {
@@ -393,6 +402,21 @@ mod tests {
         metrics.store_answers();
         assert_eq!(metrics.health().to_string(), "ok");
         assert_eq!(metrics.store_up.get(), 1);
+    }
+
+    /// A publisher could make a series of his own with every message, and write into the log.
+    #[test]
+    fn reasons_that_are_not_known_are_one_series() {
+        let (registry, metrics) = registered();
+        for reason in ["x".repeat(100_000), "y\n".to_owned(), String::new()] {
+            assert_eq!(metrics.parked(&Parked { reason }), "other");
+        }
+        assert_eq!(metrics.parked(&Parked { reason: "expired".to_owned() }), "expired");
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+        let series = text.lines().filter(|line| line.starts_with("dacapo_archiver_parked_total{"));
+        assert_eq!(series.count(), PARKED_REASONS.len() + 1);
+        assert!(text.contains("dacapo_archiver_parked_total{reason=\"other\"} 3"), "{text}");
     }
 
     #[test]

@@ -254,12 +254,12 @@ impl<'a> Session<'a> {
             metrics.took_a_delivery();
         }
         if let Some(parked) = &delivery.parked {
-            metrics.parked(parked);
+            let reason = metrics.parked(parked);
             self.totals.parked += 1;
             self.parked_logged += 1;
             if self.parked_logged <= PARKED_LOGGED_MAX {
                 tracing::warn!(
-                    reason = parked.reason,
+                    reason,
                     exchange = %delivery.message.exchange,
                     routing_key = %delivery.message.routing_key,
                     "archiving a message that the broker had set aside"
