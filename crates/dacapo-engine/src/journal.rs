@@ -182,7 +182,7 @@ impl Journal {
         let rejects_max = rejects_max(on_reject);
         self.append(&Record::Began { at: at.to_string(), runs: self.runs, rejects_max })?;
         self.began_at.get_or_insert(at);
-        self.runs += 1;
+        self.runs = self.runs.saturating_add(1);
         self.sync()
     }
 
@@ -322,7 +322,7 @@ fn read_from(file: &File, path: &Path) -> Result<(Standing, u64), EngineError> {
                     rejects_max.map_or(OnReject::Stop, |most| OnReject::Skip { most });
                 standing.began_at = standing.began_at.or_else(|| at.parse().ok());
                 standing.phase = Phase::Running;
-                standing.counts.runs = runs + 1;
+                standing.counts.runs = runs.saturating_add(1);
             }
             Record::Checkpoint { counts, positions } => standing.take(counts, positions),
             Record::Ended { phase, counts, positions, .. } => {

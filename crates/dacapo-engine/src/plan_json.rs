@@ -1,6 +1,7 @@
 //! Plans as JSON: what `dacapo plan --json` prints and `--out` saves. The only place where
 //! plan and request meet their wire form.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::time::Duration;
@@ -8,6 +9,7 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use dacapo_event::marking::Priority;
+use dacapo_event::{Sequence, StreamName};
 use dacapo_filter::{SelectionSpec, WhereErrors};
 use dacapo_republish::{Pace, Speed};
 use serde::Serialize;
@@ -129,6 +131,7 @@ pub fn from_json(path: &str, text: &[u8]) -> Result<Plan, EngineError> {
             "it was changed after it was saved (its hash differs); make a new plan".to_owned(),
         ));
     }
+    check_sequences(&parse, &plan.segments)?;
     Ok(plan)
 }
 
@@ -186,6 +189,21 @@ fn segment_to_json(segment: &PlannedSegment) -> SegmentJson {
         last_sequence: segment.last,
         time_min: segment.time_min.to_string(),
     }
+}
+
+/// Sequences begin at 1, and within a stream segments follow each other: what counts events or
+/// begins after a checkpoint relies on it.
+fn check_sequences(parse: &Parse<'_>, segments: &[PlannedSegment]) -> Result<(), EngineError> {
+    let mut last: BTreeMap<&StreamName, Sequence> = BTreeMap::new();
+    for segment in segments {
+        let after = last.insert(&segment.stream, segment.last).unwrap_or(0);
+        if segment.first <= after || segment.last < segment.first {
+            let PlannedSegment { key, first, last, .. } = segment;
+            let problem = format!("segment `{key}` cannot hold the sequences {first} to {last}");
+            return Err(parse.refused(&problem));
+        }
+    }
+    Ok(())
 }
 
 fn segment_from_json(parse: &Parse<'_>, json: SegmentJson) -> Result<PlannedSegment, EngineError> {

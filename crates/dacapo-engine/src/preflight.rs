@@ -217,7 +217,11 @@ impl<'a> Load<'a> {
     pub fn of(plan: &'a Plan, confirmed: u64) -> Self {
         let at_most = match plan.exact {
             true => plan.events,
-            false => plan.segments.iter().map(|segment| segment.last - segment.first + 1).sum(),
+            false => plan
+                .segments
+                .iter()
+                .map(|segment| segment.last.saturating_sub(segment.first).saturating_add(1))
+                .fold(0, u64::saturating_add),
         };
         let events = at_most.saturating_sub(confirmed);
         let left = events as f64 / at_most.max(1) as f64;

@@ -42,8 +42,8 @@ pub struct Receipt {
 impl Receipt {
     /// Returns the receipt of a plan that has come so far.
     pub fn new(state: &State, id: ReplayId, phase: Phase, plan: &Plan, counts: Counts) -> Self {
-        let rejected = counts.rejected + u64::from(phase == Phase::Rejected);
-        let done = counts.confirmed + rejected;
+        let rejected = counts.rejected.saturating_add(u64::from(phase == Phase::Rejected));
+        let done = counts.confirmed.saturating_add(rejected);
         let (selected, selected_exact) = match phase {
             Phase::Completed => (done, true),
             // An estimate cannot be less than what was there.
@@ -68,7 +68,7 @@ impl Receipt {
 
     /// Returns how many events are selected and neither confirmed nor rejected.
     pub fn remaining(&self) -> u64 {
-        self.selected - self.counts.confirmed - self.rejected
+        self.selected.saturating_sub(self.counts.confirmed).saturating_sub(self.rejected)
     }
 
     /// Returns the receipt as one JSON object.

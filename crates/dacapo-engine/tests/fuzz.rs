@@ -5,15 +5,18 @@
 
 use std::fs;
 
+use dacapo_bus::broker::{Node, Queue, Setting, Topology};
 use dacapo_engine::journal::{Counts, Journal, Phase};
 use dacapo_engine::plan::{Plan, PlannedSegment};
 use dacapo_engine::plan_json;
-use dacapo_engine::preflight::Preflight;
+use dacapo_engine::preflight::{
+    Check, Facts, Finding, Load, Preflight, Severity, Unchecked, Wishes, check,
+};
 use dacapo_engine::request::{Request, Target, WINDOW_DEFAULT};
 use dacapo_engine::survey::TargetFacts;
 use dacapo_event::marking::Priority;
 use dacapo_event::{Digest, Timestamp};
-use dacapo_filter::SelectionSpec;
+use dacapo_filter::{Selection, SelectionSpec};
 use dacapo_fuzz::Attack;
 use dacapo_republish::{OnReject, Pace};
 
@@ -51,7 +54,7 @@ fn plan() -> Plan {
             })
             .collect(),
         events: 3,
-        exact: true,
+        exact: false,
         by_type: [(text("order.placed"), 3)].into(),
         by_type_exact: true,
         bytes: 100,
@@ -66,7 +69,17 @@ fn plan() -> Plan {
         exchanges: [text("shop")].into(),
         exchanges_exact: true,
         target: TargetFacts::default(),
-        preflight: Preflight::default(),
+        preflight: Preflight {
+            wishes: Wishes { require_consumer: true, overrides: [Check::QueueTtl].into() },
+            findings: vec![Finding {
+                check: Check::QueueTtl,
+                severity: Severity::Refusal,
+                what: text("it drops"),
+                next_step: text("take it away"),
+                overridden: true,
+            }],
+            unchecked: vec![Unchecked { checks: Check::ALL.to_vec(), why: text("nobody asked") }],
+        },
         made_at: Timestamp::EPOCH,
     }
 }
@@ -92,8 +105,45 @@ fn plans_are_refused_or_are_what_was_saved() {
             let again = plan_json::to_json(&plan).to_string();
             let again = plan_json::from_json("again", again.as_bytes()).unwrap();
             assert_eq!(again.hash(), plan.hash());
+            use_it(&plan);
         }
     });
+}
+
+/// What a command does with a plan that it was given, as far as it needs no archive and no broker.
+fn use_it(plan: &Plan) {
+    let unknown = || Err("nobody asked".to_owned());
+    let node = Node {
+        runs: true,
+        disk_free: Some(u64::MAX),
+        disk_limit: Some(0),
+        disk_alarm: Some(false),
+        memory_alarm: Some(false),
+        ..Node::default()
+    };
+    let queue = Queue {
+        length_max: Some(Setting { value: 1, by: "a test".to_owned() }),
+        bytes: Some(u64::MAX),
+        ..Queue::default()
+    };
+    let queues = [("billing".to_owned(), queue)].into();
+    let facts = Facts {
+        exists: Some(true),
+        depth: Some(u64::MAX),
+        consumers: Some(0),
+        denied: unknown(),
+        missing: plan.exchanges.clone(),
+        unasked: plan.exchanges.clone(),
+        nodes: Ok(vec![node]),
+        topology: Ok(Topology { queues, ..Topology::default() }),
+    };
+    for confirmed in [0, 1, u64::MAX] {
+        let load = Load::of(plan, confirmed);
+        assert!(load.events <= Load::of(plan, 0).events);
+        drop(check(&load, &facts, plan.preflight.wishes.clone()));
+    }
+    drop(plan.streams(&[("shop".parse().unwrap(), u64::MAX)].into()));
+    drop(Selection::compile(plan.request.selection.clone()));
 }
 
 #[test]

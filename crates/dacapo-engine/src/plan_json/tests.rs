@@ -97,8 +97,8 @@ fn plan_of(request: Request, n: u64) -> Plan {
         key: format!("segments/{n}.parquet").parse().unwrap(),
         size: n,
         digest: Digest::of(&n.to_le_bytes()),
-        first: n,
-        last: u64::MAX - n,
+        first: 10 * n + 1,
+        last: 10 * n + 10,
         time_min: at(n),
     };
     Plan {
@@ -238,6 +238,27 @@ fn an_edited_plan_is_refused() {
     let mut fewer = json.clone();
     fewer["reads"].as_array_mut().unwrap().pop();
     assert_eq!(read(&fewer), Err(edited.to_owned()));
+}
+
+/// Whoever can compute a hash can write any numbers into a plan.
+#[test]
+fn sequences_that_cannot_be_are_refused() {
+    let sound = plan_of(crate::testing::request(everything()), 3);
+    let refused = |change: fn(&mut Vec<PlannedSegment>)| {
+        let mut plan = sound.clone();
+        change(&mut plan.segments);
+        let error = read(&to_json(&plan)).unwrap_err();
+        assert!(error.contains("cannot hold the sequences"), "{error}");
+    };
+    refused(|segments| segments[0].first = 0);
+    refused(|segments| segments[0].first = segments[0].last + 1);
+    refused(|segments| segments[1].first = segments[0].last);
+    refused(|segments| segments.swap(0, 1));
+    refused(|segments| segments[2] = segments[1].clone());
+    let mut apart = sound.clone();
+    apart.segments[0].stream = "other".parse().unwrap();
+    apart.segments[0].last = u64::MAX;
+    assert_eq!(read(&to_json(&apart)), Ok(apart));
 }
 
 #[test]

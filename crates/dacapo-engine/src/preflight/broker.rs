@@ -8,7 +8,8 @@ pub(super) fn check(load: &Load<'_>, nodes: &[Node], found: &mut Found) {
     // What is consumed meanwhile makes room again; how much that is nobody knows beforehand.
     let events = load.events.min(load.depth_max.unwrap_or(u64::MAX));
     let share = events as f64 / load.events.max(1) as f64;
-    let needed = (load.bytes as f64 * share) as u64 + events * EVENT_BYTES;
+    let bodies = (load.bytes as f64 * share) as u64;
+    let needed = bodies.saturating_add(events.saturating_mul(EVENT_BYTES));
     let mut running = nodes.iter().filter(|node| node.runs).peekable();
     if running.peek().is_none() {
         let why = "the management plugin tells of no node that runs";

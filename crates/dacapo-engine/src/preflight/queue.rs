@@ -38,7 +38,7 @@ fn drops_head(load: &Load<'_>, facts: &Facts, queue: &Queue, name: &str, found: 
     let all = waiting.saturating_add(load.events);
     let events = all.min(load.depth_max.unwrap_or(u64::MAX).max(waiting));
     let share = events.saturating_sub(waiting) as f64 / load.events.max(1) as f64;
-    let bytes = queue.bytes.unwrap_or(0) + (load.bytes as f64 * share) as u64;
+    let bytes = queue.bytes.unwrap_or(0).saturating_add((load.bytes as f64 * share) as u64);
     for (limit, reached, unit) in
         [(&queue.length_max, events, "messages"), (&queue.bytes_max, bytes, "bytes")]
     {
