@@ -50,6 +50,8 @@ pub struct Standing {
     pub counts: Counts,
     /// What the last run did about events that the target refused.
     pub on_reject: OnReject,
+    /// Whether the next event is one that the target refused; it was recorded and not passed over.
+    pub at_reject: bool,
 }
 
 /// What the last record of a journal says.
@@ -322,18 +324,26 @@ fn read_from(file: &File, path: &Path) -> Result<(Standing, u64), EngineError> {
                     rejects_max.map_or(OnReject::Stop, |most| OnReject::Skip { most });
                 standing.began_at = standing.began_at.or_else(|| at.parse().ok());
                 standing.phase = Phase::Running;
+                standing.at_reject = false;
                 standing.counts.runs = runs.saturating_add(1);
             }
             Record::Checkpoint { counts, positions } => standing.take(counts, positions),
             Record::Ended { phase, counts, positions, .. } => {
                 standing.take(counts, positions);
                 standing.phase = Phase::parse(&phase).unwrap_or(Phase::Interrupted);
+                // One that is cancelled there stands there for good.
+                standing.at_reject |= standing.phase == Phase::Rejected;
             }
         }
     }
 }
 
 impl Standing {
+    /// Returns how many events the target refused: those passed over, and the one it stands at.
+    pub fn rejected(&self) -> u64 {
+        self.counts.rejected.saturating_add(u64::from(self.at_reject))
+    }
+
     fn take(&mut self, counts: Counts, positions: BTreeMap<String, u64>) {
         self.counts = Counts { runs: self.counts.runs, ..counts };
         let known = positions.into_iter().filter_map(|(name, at)| Some((name.parse().ok()?, at)));

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::journal::{Counts, Phase};
+use crate::journal::{Counts, Phase, Standing};
 use crate::plan::Plan;
 use crate::preflight::Check;
 use crate::state::{ReplayId, State};
@@ -41,8 +41,8 @@ pub struct Receipt {
 
 impl Receipt {
     /// Returns the receipt of a plan that has come so far.
-    pub fn new(state: &State, id: ReplayId, phase: Phase, plan: &Plan, counts: Counts) -> Self {
-        let rejected = counts.rejected.saturating_add(u64::from(phase == Phase::Rejected));
+    pub fn new(state: &State, id: ReplayId, plan: &Plan, standing: &Standing) -> Self {
+        let (phase, counts, rejected) = (standing.phase, standing.counts, standing.rejected());
         let done = counts.confirmed.saturating_add(rejected);
         let (selected, selected_exact) = match phase {
             Phase::Completed => (done, true),

@@ -7,7 +7,7 @@
 //! Invariant: a line is on disk before a checkpoint passes its event. The reverse is made true when
 //! a replay is taken up again: lines of events that no checkpoint has passed are cut off, because
 //! these events are tried again. So the file says exactly what was passed over, and at its end,
-//! while the replay stands there, the event that stopped it.
+//! while the replay stands there or if it was cancelled there, the event that stopped it.
 
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, ErrorKind, Read, Seek, SeekFrom, Write};

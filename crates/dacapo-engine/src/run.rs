@@ -105,7 +105,7 @@ impl Replay<'_> {
         if !standing.phase.is_resumable() {
             if !self.has_receipt(standing.phase)? {
                 // The run before came to its end, and then was killed, or its disk was full.
-                let receipt = self.leave(standing.phase, standing.counts, None).await?;
+                let receipt = self.leave(&standing, None).await?;
                 return Ok(Finished { receipt, error: self.passed_over(&standing.counts) });
             }
             return Err(EngineError::WrongState {
@@ -190,7 +190,9 @@ impl Replay<'_> {
             How::Failed(error) => (Phase::Interrupted, None, Some(from_republish(error)?)),
         };
         journal.ended((self.clock)(), phase, &counts, &positions)?;
-        let receipt = self.leave(phase, counts, refusal).await?;
+        let at_reject = phase == Phase::Rejected;
+        let stands = Standing { phase, positions, counts, at_reject, ..Standing::default() };
+        let receipt = self.leave(&stands, refusal).await?;
         Ok(Finished { receipt, error })
     }
 
@@ -203,13 +205,12 @@ impl Replay<'_> {
     /// Writes the receipt of a run whose journal has ended, and removes what the target declared.
     async fn leave(
         &self,
-        phase: Phase,
-        counts: Counts,
+        stands: &Standing,
         refusal: Option<String>,
     ) -> Result<Receipt, EngineError> {
         let id = &self.locked.id;
         let receipt =
-            Receipt { refusal, ..Receipt::new(self.state, id.clone(), phase, self.plan, counts) };
+            Receipt { refusal, ..Receipt::new(self.state, id.clone(), self.plan, stands) };
         self.state.write_receipt(id, &receipt.to_json())?;
         // What stays if this fails is an exchange without use; a resumed run declares it again.
         match timeout(DISMANTLE_DEADLINE, self.target.dismantle()).await {

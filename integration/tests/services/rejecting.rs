@@ -116,6 +116,24 @@ fn looking_at_rejects_shows_the_events_that_were_refused_and_never_those_of_anot
 }
 
 #[test]
+fn a_replay_that_is_cancelled_where_it_stopped_keeps_the_event_in_its_receipt() {
+    let (platform, _queue) = setting();
+    let args = ["replay", "--json", "--to-exchange", &platform.exchange, "--window", "20"];
+    let stopped = platform.dacapo.run(args);
+    stopped.check(5);
+    let mut expected = stopped.json();
+    expected["state"] = json!("cancelled");
+    let replay = expected["replay"].as_str().unwrap();
+    let cancelled = platform.dacapo.json(["replays", "cancel", replay, "--json"]);
+    assert_eq!(cancelled, expected);
+    let shown = platform.dacapo.json(["replays", "show", replay, "--json"]);
+    for member in ["state", "selected", "confirmed", "rejected", "rejects", "remaining", "refusal"]
+    {
+        assert_eq!(shown[member], expected[member], "{member}");
+    }
+}
+
+#[test]
 fn a_replay_that_stops_records_the_event_and_can_be_told_to_pass_over_it() {
     let (platform, queue) = setting();
     let args = ["replay", "--json", "--to-exchange", &platform.exchange, "--window", "20"];

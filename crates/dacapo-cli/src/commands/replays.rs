@@ -2,6 +2,7 @@
 
 use dacapo_engine::journal::{Journal, Phase, Standing};
 use dacapo_engine::receipt::Receipt;
+use dacapo_engine::rejects::RejectFile;
 use dacapo_engine::state::{Control, ReplayId, State};
 use dacapo_engine::{EngineError, plan_json};
 use serde_json::{Value, json};
@@ -72,7 +73,7 @@ fn ls(state: &State, output: &Output) -> anyhow::Result<Exit> {
             "replay": id.as_str(),
             "state": status.word,
             "confirmed": counts.confirmed,
-            "rejected": counts.rejected + u64::from(status.standing.phase == Phase::Rejected),
+            "rejected": status.standing.rejected(),
             "target": target,
             "began_at": status.standing.began_at.map(|at| at.to_string()),
         }));
@@ -90,8 +91,7 @@ fn show(state: &State, id: &str, output: &Output) -> anyhow::Result<Exit> {
     let id = state.find(id)?;
     let status = status(state, &id)?;
     let planned = state.plan(&id)?;
-    let receipt =
-        Receipt::new(state, id.clone(), status.standing.phase, &planned, status.standing.counts);
+    let receipt = Receipt::new(state, id.clone(), &planned, &status.standing);
     // A receipt that was written knows more: the refusal.
     let mut json = match state.receipt(&id)? {
         Some(written)
@@ -181,8 +181,21 @@ async fn cancel(
         return Err(EngineError::WrongState { id: id.to_string(), state, hint }.into());
     }
     journal.ended(settings.now(), Phase::Cancelled, &standing.counts, &standing.positions)?;
+    let refusal = match standing.at_reject {
+        true => {
+            state.receipt(&id)?.and_then(|written| Some(written["refusal"].as_str()?.to_owned()))
+        }
+        false => {
+            // A run that was killed may have recorded what no checkpoint has passed.
+            if let Err(error) = RejectFile::open(&state.rejects_path(&id), &standing) {
+                output.talk(&format!("note: {error}"));
+            }
+            None
+        }
+    };
+    let standing = Standing { phase: Phase::Cancelled, ..standing };
     let receipt =
-        Receipt::new(state, locked.id.clone(), Phase::Cancelled, &planned, standing.counts);
+        Receipt { refusal, ..Receipt::new(state, locked.id.clone(), &planned, &standing) };
     state.write_receipt(&id, &receipt.to_json())?;
     if planned.request.target.is_bus() {
         let existing = dacapo_bus::file::Existing::Continue;

@@ -103,6 +103,28 @@ async fn every_phase_is_read_back() {
     }
 }
 
+/// Cancelled where it stood, a replay was taken to have nothing against its next event.
+#[tokio::test]
+async fn a_replay_stands_at_its_reject_until_it_is_tried_again() {
+    let (_dir, path) = journal();
+    let (mut journal, _) = Journal::open(&path).unwrap();
+    let ended = |journal: &mut Journal, phase| {
+        journal.ended(at(2), phase, &counts(1, 1), &Positions::new()).unwrap();
+        let standing = Journal::read(&path).unwrap();
+        (standing.phase, standing.rejected())
+    };
+    for _ in 0..2 {
+        journal.began(at(1), OnReject::Stop).unwrap();
+        assert_eq!(ended(&mut journal, Phase::Rejected), (Phase::Rejected, 1));
+        assert!(Journal::read(&path).unwrap().at_reject);
+        journal.began(at(1), OnReject::Stop).unwrap();
+        assert_eq!(ended(&mut journal, Phase::Interrupted), (Phase::Interrupted, 0));
+    }
+    journal.began(at(1), OnReject::Stop).unwrap();
+    ended(&mut journal, Phase::Rejected);
+    assert_eq!(ended(&mut journal, Phase::Cancelled), (Phase::Cancelled, 1));
+}
+
 #[tokio::test]
 async fn a_line_torn_at_any_byte_is_ignored_cut_and_written_over() {
     let (_dir, path) = journal();
