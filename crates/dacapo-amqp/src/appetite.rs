@@ -3,13 +3,14 @@
 //! AMQP bounds what is delivered and not acked by number alone, and RabbitMQ drops a consumer that
 //! does not read for 15 seconds. So a prefetch that is right for bodies of 4 KB could fill the
 //! memory with larger ones while a store is slow. A consumer whose waiting deliveries grow past
-//! their bound therefore gives all of them back and consumes again with a smaller prefetch.
+//! their bound therefore hands out no more than these, drops what else comes, and is opened anew with
+//! a smaller prefetch once they are acked.
 //!
 //! Whether it may grow again is judged over and over, by one stretch of deliveries after the other,
-//! so that what was once large is forgotten. Each step costs a reconnection and no event.
+//! so that what was once large is forgotten. Each step costs a reconnection, no event and no repeat.
 
 use std::num::NonZeroU16;
-use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
 
 use dacapo_event::Message;
 
@@ -51,6 +52,8 @@ pub(crate) struct Waiting {
     peak: AtomicU64,
     /// How many deliveries were acked when this stretch began.
     began: AtomicU64,
+    /// Whether the connection hands out no more than this: another prefetch is to be consumed with.
+    last: AtomicBool,
 }
 
 impl Appetite {
@@ -77,6 +80,7 @@ impl Appetite {
             tempered: AtomicU64::new(0),
             peak: AtomicU64::new(0),
             began: AtomicU64::new(0),
+            last: AtomicBool::new(false),
         }
     }
 
@@ -137,6 +141,16 @@ impl Waiting {
         let bytes = message.weight() as u64;
         self.bytes.fetch_sub(bytes, Ordering::Relaxed);
         self.tempered.fetch_sub(bytes.min(self.single_max), Ordering::Relaxed);
+    }
+
+    /// Notes that nothing is handed out any more but what waits.
+    pub(crate) fn end(&self) {
+        self.last.store(true, Ordering::Release);
+    }
+
+    /// Returns whether nothing is handed out any more but what waits.
+    pub(crate) fn is_last(&self) -> bool {
+        self.last.load(Ordering::Acquire)
     }
 
     fn begin_stretch(&self, acked: u64) {

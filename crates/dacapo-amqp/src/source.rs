@@ -31,7 +31,7 @@ impl AmqpSubscribe {
     /// Returns a way to `queue`, the archiver's own, with `bindings` (those that are there already
     /// stay) and at most `prefetch` messages of it, and as many of its parking queue, delivered and
     /// not acked. No more than `waiting_bytes_max` of them wait in memory to be taken, or one: if they
-    /// are larger, a source is lost and the next one has a smaller prefetch.
+    /// are larger, a source hands out these only, and the next one has a smaller prefetch.
     pub fn new(
         broker: Broker,
         queue: impl Into<String>,
@@ -95,6 +95,7 @@ impl Source for AmqpSource {
             end = &mut self.consumer.ended => Err(end),
             delivery = self.consumer.deliveries.recv() => match delivery {
                 Some(delivery) => Ok(delivery),
+                None if self.consumer.waiting.is_last() => return Ok(None),
                 None => Err((&mut self.consumer.ended).await),
             },
         };

@@ -112,6 +112,8 @@ pub async fn run(
                 metrics.set_unacked(0);
                 return Ok(totals);
             }
+            // Routine: nothing is lost, nothing is wrong, and nothing has to be waited for.
+            Ended::Renewed => continue,
             Ended::Lost(error) => metrics.disconnected(&error),
             Ended::Fenced(error) => {
                 metrics.fenced();

@@ -53,6 +53,8 @@ pub(crate) struct Context<'a> {
 pub(crate) enum Ended {
     /// It was asked to, and all is durable and acked.
     Stopped,
+    /// The source is to be opened anew; all that it delivered is durable and acked.
+    Renewed,
     /// The bus is gone.
     Lost(BusError),
     /// Another archiver has extended the stream.
@@ -182,9 +184,11 @@ impl<'a> Session<'a> {
                 self.core.stop();
             }
             Input::Delivered(Ok(Some(delivery))) => self.deliver(delivery),
-            Input::Delivered(Ok(None)) => {
+            // One that has delivered nothing would do no better when it is opened anew at once.
+            Input::Delivered(Ok(None)) if self.deliveries == 0 => {
                 return Ok(Some(Ended::Lost(lost("the broker closed the consumer"))));
             }
+            Input::Delivered(Ok(None)) => self.core.stop(),
             Input::Delivered(Err(error)) => return Ok(Some(Ended::Lost(error))),
             Input::Encoded(encoded) => self.core.encoded(encoded?),
             Input::Opened(opened) => {
@@ -242,6 +246,7 @@ impl<'a> Session<'a> {
             }
             Step::Ack(tag) => return Ok(self.ack(tag).await.err().map(Ended::Lost)),
             Step::GiveBack => return Ok(Some(Ended::GaveBack)),
+            Step::Stop if self.stop_by.is_none() => return Ok(Some(Ended::Renewed)),
             Step::Stop => return Ok(Some(Ended::Stopped)),
         }
         Ok(None)
@@ -319,7 +324,7 @@ impl<'a> Session<'a> {
     fn ended(&self, ended: Ended) -> Result<Ended, ArchiverError> {
         let unacked = self.core.unacked();
         let reason = match &ended {
-            Ended::Stopped => return Ok(ended),
+            Ended::Stopped | Ended::Renewed => return Ok(ended),
             _ if self.stop_by.is_none() => return Ok(ended),
             _ if unacked == 0 => return Ok(Ended::Stopped),
             Ended::Lost(error) => crate::metrics::chain(error),

@@ -37,7 +37,9 @@ pub struct Parked {
 /// again from a new one.
 #[async_trait]
 pub trait Source: Send {
-    /// Waits for the next delivery; returns `None` when the source was closed in order.
+    /// Waits for the next delivery; returns `None` when no more come: the source was closed in order,
+    /// or it is to be opened anew because it would do better then. In the latter case what was
+    /// delivered can still be acked, and a new source has the rest.
     ///
     /// Cancel-safe: a dropped call loses no delivery.
     async fn next(&mut self) -> Result<Option<Delivery>, BusError>;

@@ -223,6 +223,40 @@ async fn an_expired_event_comes_as_it_was_published() {
     setting.remove().await;
 }
 
+/// The connection was given up as a lost one, and what had been taken could not be acked any more.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_source_whose_deliveries_are_too_large_hands_out_what_waits_and_is_opened_anew() {
+    let setting = Setting::new(ExchangeKind::Topic).await;
+    let bindings = everything(&setting.exchange);
+    let prefetch = NonZeroU16::new(40).unwrap();
+    let subscribe = AmqpSubscribe::new(broker(), &setting.queue, bindings, prefetch, 10 * 10_000);
+    subscribe.open().await.unwrap().close().await.unwrap();
+    for number in 0..40 {
+        let body = Bytes::from(format!("{number:>10000}"));
+        setting.direct.publish(&Message { body, ..setting.message("k") }).await;
+    }
+    let (mut seen, mut prefetches) = (Vec::new(), Vec::new());
+    while seen.len() < 40 {
+        let mut source = subscribe.open().await.unwrap();
+        prefetches.push(source.prefetch().unwrap().get());
+        while seen.len() < 40 {
+            let delivery = tokio::time::timeout(DEADLINE, source.next()).await;
+            let Some(delivery) = delivery.expect("it goes on").unwrap() else { break };
+            let body = String::from_utf8(delivery.message.body.to_vec()).unwrap();
+            seen.push(body.trim().parse::<u32>().unwrap());
+            // Nobody takes more until all that comes is on its way, and an answer behind it.
+            while prefetches.len() == 1 && source.depth().await.unwrap() > 0 {}
+            source.depth().await.unwrap();
+            source.ack(delivery.tag).await.unwrap();
+        }
+        source.close().await.unwrap();
+    }
+    assert_eq!(seen, (0..40).collect::<Vec<_>>(), "each once, in order");
+    assert_eq!(prefetches[0], 40);
+    assert!(prefetches.len() > 1 && prefetches[1] < 20, "{prefetches:?}");
+    setting.remove().await;
+}
+
 /// RabbitMQ passes on what is no UTF-8; lapin closes the connection over it.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_event_that_is_not_text_is_delivered_in_its_place() {

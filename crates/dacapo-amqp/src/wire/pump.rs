@@ -140,7 +140,9 @@ fn report<T>(to: oneshot::Sender<T>, what: T) {
 struct Pump {
     link: Link,
     queues: Queues,
-    deliveries: mpsc::Sender<Delivery>,
+    /// Absent once a source with another prefetch would do better: what else comes is dropped, and
+    /// delivered again to that one.
+    deliveries: Option<mpsc::Sender<Delivery>>,
     /// Who waits for the broker to answer both `basic.consume`; none once it has.
     opened: Option<oneshot::Sender<Result<(), BusError>>>,
     /// How many of them it has not answered.
@@ -203,7 +205,7 @@ impl Pump {
         Ok(Pump {
             link,
             queues,
-            deliveries,
+            deliveries: Some(deliveries),
             opened: None,
             answers_left: 2,
             arriving: None,
@@ -263,10 +265,11 @@ impl Pump {
                 }
                 report(done, ());
                 let Waited { appetite, waiting } = &self.waited;
-                if let Some(prefetch) = appetite.too_little(waiting, self.acked) {
-                    let reason =
-                        format!("deliveries are small; consuming again with prefetch {prefetch}");
-                    return Err(lost(&self.link.peer, reason));
+                if self.deliveries.is_some()
+                    && let Some(prefetch) = appetite.too_little(waiting, self.acked)
+                {
+                    tracing::info!(prefetch, "deliveries are small; consuming more at once");
+                    self.hand_out_no_more();
                 }
             }
             Some(Order::Depth(reply)) => {
@@ -380,21 +383,30 @@ impl Pump {
         };
         let delivery = whole.into_delivery(&self.queues.main);
         self.delivered = delivery.tag;
+        let Some(deliveries) = &self.deliveries else { return Ok(()) };
         let Waited { appetite, waiting } = &self.waited;
         waiting.add(&delivery.message);
-        if let Some(prefetch) = appetite.too_much(waiting, self.delivered - self.acked) {
-            let reason = format!(
-                "more deliveries wait than memory allows for; consuming again with prefetch {prefetch}"
-            );
-            return Err(lost(&self.link.peer, reason));
-        }
-        match self.deliveries.try_send(delivery) {
+        match deliveries.try_send(delivery) {
             // Closed: the source was dropped, and the order queue says so next.
-            Ok(()) | Err(mpsc::error::TrySendError::Closed(_)) => Ok(()),
+            Ok(()) | Err(mpsc::error::TrySendError::Closed(_)) => {}
             Err(mpsc::error::TrySendError::Full(_)) => {
-                Err(lost(&self.link.peer, "it delivered more than the prefetch allows"))
+                return Err(lost(&self.link.peer, "it delivered more than the prefetch allows"));
             }
         }
+        if let Some(prefetch) = appetite.too_much(waiting, self.delivered - self.acked) {
+            tracing::warn!(
+                prefetch,
+                "more deliveries wait than memory allows for; consuming fewer at once"
+            );
+            self.hand_out_no_more();
+        }
+        Ok(())
+    }
+
+    /// Lets the source be opened anew, with the prefetch that was chosen.
+    fn hand_out_no_more(&mut self) {
+        self.waited.waiting.end();
+        self.deliveries = None;
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Time is paused: it moves only when nothing else can happen.
 
-use std::num::{NonZeroU64, NonZeroUsize};
+use std::num::{NonZeroU16, NonZeroU64, NonZeroUsize};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -203,3 +203,90 @@ async fn a_stream_that_moved_while_the_archiver_waited_is_continued_at_its_new_e
 }
 
 mod faults;
+
+/// Sources that hand out so many deliveries and then are to be opened anew.
+struct Renewing {
+    inner: MemoryBus,
+    deliveries: u64,
+    opened: Arc<AtomicUsize>,
+}
+
+struct RenewingSource {
+    inner: Box<dyn Source>,
+    left: u64,
+}
+
+#[async_trait]
+impl Subscribe for Renewing {
+    async fn open(&self) -> Result<Box<dyn Source>, BusError> {
+        self.opened.fetch_add(1, Ordering::SeqCst);
+        let inner = subscription(&self.inner).open().await?;
+        Ok(Box::new(RenewingSource { inner, left: self.deliveries }))
+    }
+}
+
+#[async_trait]
+impl Source for RenewingSource {
+    async fn next(&mut self) -> Result<Option<Delivery>, BusError> {
+        if self.left == 0 {
+            return Ok(None);
+        }
+        let delivery = self.inner.next().await?;
+        self.left -= 1;
+        Ok(delivery)
+    }
+
+    async fn ack(&mut self, tag: DeliveryTag) -> Result<(), BusError> {
+        self.inner.ack(tag).await
+    }
+
+    fn prefetch(&self) -> Option<NonZeroU16> {
+        self.inner.prefetch()
+    }
+
+    async fn depth(&mut self) -> Result<u64, BusError> {
+        self.inner.depth().await
+    }
+
+    async fn close(&mut self) -> Result<(), BusError> {
+        self.inner.close().await
+    }
+}
+
+/// A step of the prefetch counted as a lost bus: waits that double, a failing health, and the
+/// segment in flight archived twice.
+#[tokio::test(start_paused = true)]
+async fn a_source_that_is_opened_anew_costs_no_wait_no_repeat_and_no_alarm() {
+    let (bus, store) = (bus(), Arc::new(MemoryStore::new()));
+    let opened = Arc::new(AtomicUsize::new(0));
+    let renewing = Renewing { inner: bus.bus.clone(), deliveries: 7, opened: Arc::clone(&opened) };
+    publish(&bus, 1..=98);
+    // Each put takes a while, so that one is in flight when the source is at its end.
+    let slow = FaultyStore {
+        hook: Some(Box::new(|operation, _| {
+            Box::pin(async move {
+                if operation == "put_new" {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+            })
+        })),
+        ..FaultyStore::new(Arc::clone(&store))
+    };
+    let (metrics, started) = (metrics(), Instant::now());
+    let done = async {
+        until(|| {
+            assert!(
+                opened.load(Ordering::SeqCst) == 0 || metrics.health() == Health::Ok,
+                "{}",
+                metrics.health()
+            );
+            bus.depth(QUEUE) == Some(0) && bus.unacked(QUEUE) == Some(0)
+        })
+        .await;
+    };
+    let totals = run(config(4), Arc::new(slow), &renewing, &metrics, done).await.unwrap();
+    assert_eq!(totals.events, 98);
+    assert_eq!(ids(&sound(&store).await), expected(1..=98));
+    assert_eq!(opened.load(Ordering::SeqCst), 15);
+    assert!(started.elapsed() < 5 * SECOND, "{:?}", started.elapsed());
+}

@@ -56,6 +56,7 @@ async fn what_is_written_is_read_back_by_a_reader_and_after_reopening() {
         positions: Positions::new(),
         counts: counts(0, 1),
         on_reject: OnReject::Stop,
+        at_reject: false,
     };
     assert_eq!(Journal::read(&path).unwrap(), expected);
 
@@ -213,6 +214,7 @@ async fn a_journal_that_grew_is_replaced_by_one_that_says_the_same() {
             positions: now,
             counts: counts(n, 2),
             on_reject: OnReject::Stop,
+            at_reject: false,
         };
         assert_eq!(Journal::read(&path).unwrap(), expected);
         longest = longest.max(fs::metadata(&path).unwrap().len());

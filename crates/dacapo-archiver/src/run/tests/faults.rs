@@ -248,7 +248,7 @@ impl Source for LossySource {
     async fn ack(&mut self, tag: DeliveryTag) -> Result<(), BusError> {
         self.source.ack(tag).await
     }
-    fn prefetch(&self) -> Option<std::num::NonZeroU16> {
+    fn prefetch(&self) -> Option<NonZeroU16> {
         self.source.prefetch()
     }
     async fn depth(&mut self) -> Result<u64, BusError> {
