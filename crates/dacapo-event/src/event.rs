@@ -42,10 +42,12 @@ impl Event {
     /// Of an event without an id of its own it says nothing ([`Event::has_own_id`]).
     pub fn identity(&self) -> Digest {
         let mut hasher = Hasher::default();
+        // No text stands for a key that is absent.
+        hasher.update(&[u8::from(self.key.is_some())]);
         for part in [
             self.id.as_bytes(),
             self.kind.as_bytes(),
-            self.key.as_deref().unwrap_or("\0").as_bytes(),
+            self.key.as_deref().unwrap_or_default().as_bytes(),
             &self.time.as_micros().to_le_bytes(),
             self.message.exchange.as_bytes(),
             self.message.routing_key.as_bytes(),
@@ -102,6 +104,11 @@ mod tests {
         check(false, |event| event.kind.clear());
         check(false, |event| event.key = None);
         check(false, |event| event.key = Some(String::new()));
+        let without = Event { key: None, ..event() };
+        for key in ["", "\0"] {
+            let with = Event { key: Some(key.to_owned()), ..event() };
+            assert_ne!(with.identity(), without.identity(), "{key:?}");
+        }
         check(false, |event| event.message.exchange = short("shop"));
         check(false, |event| event.message.routing_key = short("shop"));
         check(false, |event| event.message.body = "bodY".into());
