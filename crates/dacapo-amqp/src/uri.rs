@@ -3,7 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
-use dacapo_event::{ParseError, percent};
+use dacapo_event::ParseError;
+use dacapo_event::percent::{decode, encode};
 use lapin::uri::{
     AMQPAuthority, AMQPQueryString, AMQPScheme, AMQPUri, AMQPUserInfo, SASLMechanism,
 };
@@ -155,11 +156,11 @@ impl FromStr for AmqpUrl {
         let vhost = if vhost.is_empty() { "%2f" } else { vhost };
         Ok(AmqpUrl {
             transport,
-            user: percent::decoded(user).ok_or_else(refused)?,
-            password: percent::decoded(password).ok_or_else(refused)?,
-            host: percent::decoded(host).filter(|host| !host.is_empty()).ok_or_else(refused)?,
+            user: decode(user).ok_or_else(refused)?,
+            password: decode(password).ok_or_else(refused)?,
+            host: decode(host).filter(|host| !host.is_empty()).ok_or_else(refused)?,
             port,
-            vhost: percent::decoded(vhost).ok_or_else(refused)?,
+            vhost: decode(vhost).ok_or_else(refused)?,
             query: asked_for(query).ok_or_else(refused)?,
         })
     }
@@ -217,18 +218,6 @@ fn without_password(text: &str) -> String {
     }
 }
 
-fn encode(text: &str) -> String {
-    let mut encoded = String::with_capacity(text.len());
-    for byte in text.bytes() {
-        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
-            encoded.push(char::from(byte));
-        } else {
-            encoded.push_str(&format!("%{byte:02x}"));
-        }
-    }
-    encoded
-}
-
 impl fmt::Display for AmqpUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let scheme = match self.transport {
@@ -262,14 +251,14 @@ mod tests {
 
     #[test]
     fn what_is_left_out_gets_rabbitmqs_defaults() {
-        check("amqp://localhost", "amqp://guest@localhost:5672/%2f");
-        check("amqp://localhost/", "amqp://guest@localhost:5672/%2f");
-        check("amqps://h", "amqps://guest@h:5671/%2f");
+        check("amqp://localhost", "amqp://guest@localhost:5672/%2F");
+        check("amqp://localhost/", "amqp://guest@localhost:5672/%2F");
+        check("amqps://h", "amqps://guest@h:5671/%2F");
     }
 
     #[test]
     fn a_virtual_host_and_a_login_may_hold_any_character() {
-        check("amqp://a%40b:p%3a%2f@h:1/x%2fy", "amqp://a%40b@h:1/x%2fy");
+        check("amqp://a%40b:p%3a%2f@h:1/x%2fy", "amqp://a%40b@h:1/x%2Fy");
         let url: AmqpUrl = "amqp://a%40b:p%3a%2f@h:1/x%2fy".parse().unwrap();
         assert_eq!(url.sasl(), ("PLAIN", b"\0a@b\0p:/".to_vec()));
         assert_eq!(url.vhost(), "x/y");
@@ -324,6 +313,7 @@ mod tests {
             "amqp://u:12/3@sesame@h/v",
             "amqp://u:12?sesame@h",
             "amqp://u:se%same@h",
+            "amqp://u:%+1sesame@h",
         ] {
             let error = bad.parse::<AmqpUrl>().unwrap_err().to_string();
             assert!(!error.contains("sesame"), "{error}");

@@ -197,7 +197,7 @@ impl KeptDefinitions {
     /// Returns what a key says, or nothing if it is not one of definitions.
     pub fn parse(key: &ObjectKey) -> Option<Self> {
         let (folder, file) = key.as_str().strip_prefix(DEFINITIONS)?.split_once('/')?;
-        let vhost = percent::decoded(folder.strip_prefix("vhost=")?)?;
+        let vhost = percent::decode(folder.strip_prefix("vhost=")?)?;
         let (time, digest) = file.strip_suffix(".json")?.split_once('-')?;
         // As RFC 3339 has it.
         let part = |range| time.get(range);

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::topic;
+use dacapo_event::topic;
 
 /// A node of a broker.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

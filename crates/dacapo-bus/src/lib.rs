@@ -13,7 +13,6 @@
 mod error;
 mod sink;
 mod source;
-mod topic;
 
 pub mod broker;
 #[cfg(any(test, feature = "conformance"))]

@@ -21,6 +21,7 @@ pub mod envelope;
 pub mod marking;
 pub mod ndjson;
 pub mod percent;
+pub mod topic;
 pub mod wire;
 
 #[rustfmt::skip]

@@ -1,21 +1,32 @@
-//! Percent-encoding, as URLs have it: what `%XX` stands for.
+//! Text as it stands in URLs and object keys: `%XX` for what may mean something there.
 //!
-//! Only decoding is shared. What is left as it is differs between places (keys of objects, URLs), and
-//! a key must never change its form.
+//! Keys of objects that are there already keep the form that `dacapo_archive::layout` gives them.
 
-/// Returns text with each `%XX` resolved, if the escapes are whole and the result is UTF-8.
-pub fn decoded(text: &str) -> Option<String> {
+/// Returns text in which only letters, digits and `-._~` stand for themselves.
+pub fn encode(text: &str) -> String {
+    let mut encoded = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+            encoded.push(char::from(byte));
+        } else {
+            encoded.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    encoded
+}
+
+/// Returns text with `%XX` resolved; nothing if a `%` has not two hexadecimal digits after it, or the
+/// outcome is not UTF-8.
+pub fn decode(text: &str) -> Option<String> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text;
     while let Some((plain, after)) = rest.split_once('%') {
         bytes.extend_from_slice(plain.as_bytes());
-        let (digits, after) = after.split_at_checked(2)?;
-        // `from_str_radix` takes a sign, too.
-        if !digits.bytes().all(|digit| digit.is_ascii_hexdigit()) {
-            return None;
-        }
+        // A sign, which numbers may have, is no digit.
+        let digits =
+            after.get(..2).filter(|digits| digits.bytes().all(|b| b.is_ascii_hexdigit()))?;
         bytes.push(u8::from_str_radix(digits, 16).ok()?);
-        rest = after;
+        rest = &after[2..];
     }
     bytes.extend_from_slice(rest.as_bytes());
     String::from_utf8(bytes).ok()
@@ -23,25 +34,28 @@ pub fn decoded(text: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
-    #[track_caller]
-    fn check(text: &str, expected: Option<&str>) {
-        assert_eq!(decoded(text).as_deref(), expected, "{text}");
+    #[test]
+    fn what_means_something_in_a_url_is_encoded() {
+        assert_eq!(encode("/"), "%2F");
+        assert_eq!(encode("a-b_c.d~9 é@:#%"), "a-b_c.d~9%20%C3%A9%40%3A%23%25");
     }
 
     #[test]
-    fn escapes_stand_for_bytes_and_everything_else_for_itself() {
-        check("", Some(""));
-        check("%2fshop%20%C3%A9", Some("/shop é"));
-        check("100%25", Some("100%"));
-        check("é%41", Some("éA"));
+    fn what_is_no_encoding_is_refused() {
+        assert_eq!(decode("%2f%2F+"), Some("//+".to_owned()));
+        for bad in ["%", "%2", "%+1", "%-1", "% 1", "%zz", "%é", "%ff", "a%2"] {
+            assert_eq!(decode(bad), None, "{bad}");
+        }
     }
 
-    #[test]
-    fn what_is_no_escape_or_no_text_is_refused() {
-        for text in ["%", "%4", "%4x", "%+f", "%-1", "%é", "%ff", "a%C3b"] {
-            check(text, None);
+    proptest! {
+        #[test]
+        fn every_text_comes_back(text in any::<String>()) {
+            prop_assert_eq!(decode(&encode(&text)), Some(text));
         }
     }
 }

@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use dacapo_event::percent::decode;
 use hyper::Uri;
 use hyper::header::HeaderValue;
 
@@ -82,34 +83,6 @@ impl FromStr for Management {
     }
 }
 
-/// Returns text with `%XX` resolved, if that is UTF-8.
-fn decode(text: &str) -> Option<String> {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text;
-    while let Some((plain, after)) = rest.split_once('%') {
-        bytes.extend_from_slice(plain.as_bytes());
-        let digits =
-            after.get(..2).filter(|digits| digits.bytes().all(|b| b.is_ascii_hexdigit()))?;
-        bytes.push(u8::from_str_radix(digits, 16).ok()?);
-        rest = &after[2..];
-    }
-    bytes.extend_from_slice(rest.as_bytes());
-    String::from_utf8(bytes).ok()
-}
-
-/// Returns a name as one segment of a path.
-pub(crate) fn encode(name: &str) -> String {
-    let mut encoded = String::with_capacity(name.len());
-    for byte in name.bytes() {
-        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
-            encoded.push(char::from(byte));
-        } else {
-            encoded.push_str(&format!("%{byte:02X}"));
-        }
-    }
-    encoded
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -156,12 +129,5 @@ mod tests {
             assert!(error.contains("management plugin"), "{text}: {error}");
             assert!(!error.contains("sesame"), "{text}: {error}");
         }
-    }
-
-    #[test]
-    fn a_name_is_one_segment_of_a_path_whatever_it_holds() {
-        assert_eq!(encode("/"), "%2F");
-        assert_eq!(encode("orders.v1-~_"), "orders.v1-~_");
-        assert_eq!(encode("a b?#é"), "a%20b%3F%23%C3%A9");
     }
 }

@@ -6,9 +6,9 @@ use dacapo_bus::broker::{
     Binding, DeadLetter, Destination, Exchange, ExchangeKind, Overflow, Queue, Setting, Topology,
     parked_queue,
 };
+use dacapo_event::percent::encode;
 use serde_json::Value;
 
-use crate::address::encode;
 use crate::ask::tags;
 use crate::policies::{Kind, Policies};
 use crate::{Management, ManagementError};

@@ -7,7 +7,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use dacapo_event::{Message, ShortStr};
+use dacapo_event::{Message, ShortStr, topic};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
@@ -180,7 +180,7 @@ impl Broker {
             let chosen = match exchange.kind {
                 ExchangeKind::Fanout => true,
                 ExchangeKind::Direct => binding.key.as_bytes() == key,
-                ExchangeKind::Topic => crate::topic::matches(binding.key.as_bytes(), key),
+                ExchangeKind::Topic => topic::matches(binding.key.as_bytes(), key),
             };
             if chosen && !names.contains(&binding.queue) {
                 names.push(binding.queue.clone());
