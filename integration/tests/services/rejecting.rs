@@ -93,6 +93,26 @@ fn unroutable_events_are_passed_over_and_arrive_once_bound_each_exactly_once() {
     assert_eq!(event_ids(&queue.take(EVENTS)), lost_ids());
 }
 
+/// It was read three times, and a line that its replay wrote meanwhile was taken for an event that is
+/// gone. What comes through a pipe can be read once.
+#[test]
+fn a_reject_file_is_read_once_and_may_be_a_pipe() {
+    let (platform, queue) = setting();
+    let args = ["replay", "--json", "--to-exchange", &platform.exchange, "--on-reject", "skip"];
+    let file = check_passed_over(&platform.dacapo.run(args), EVENTS, EVENTS / 3);
+    queue.bind(&platform.exchange, LOST);
+    let folder = RunFolder::create().unwrap();
+    let pipe = folder.path().join("rejects");
+    let made = std::process::Command::new("mkfifo").arg(&pipe).status().unwrap();
+    assert!(made.success());
+    let path = pipe.to_str().unwrap();
+    let receipt = std::thread::scope(|scope| {
+        scope.spawn(|| std::fs::write(&pipe, std::fs::read(&file).unwrap()).unwrap());
+        platform.dacapo.json(["replay", "--json", "--rejects", path])
+    });
+    check_receipt(&receipt, "completed", EVENTS / 3, EVENTS / 3);
+}
+
 #[test]
 fn looking_at_rejects_shows_the_events_that_were_refused_and_never_those_of_another_archive() {
     let (platform, _queue) = setting();
@@ -123,6 +143,7 @@ fn a_replay_that_is_cancelled_where_it_stopped_keeps_the_event_in_its_receipt() 
     stopped.check(5);
     let mut expected = stopped.json();
     expected["state"] = json!("cancelled");
+    expected.as_object_mut().unwrap().remove("error");
     let replay = expected["replay"].as_str().unwrap();
     let cancelled = platform.dacapo.json(["replays", "cancel", replay, "--json"]);
     assert_eq!(cancelled, expected);

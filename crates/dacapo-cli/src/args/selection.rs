@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use clap::{Args, ValueEnum};
-use dacapo_engine::rejects;
+use dacapo_engine::rejects::ToTryAgain;
 use dacapo_event::Timestamp;
 use dacapo_filter::{SelectionSpec, WhereErrors, parse_time};
 
@@ -74,8 +74,13 @@ pub enum WhereErrorsArg {
 }
 
 impl SelectionArgs {
-    /// Returns what was meant, with times relative to `now` and files read.
-    pub fn to_spec(&self, now: Timestamp) -> anyhow::Result<SelectionSpec> {
+    /// Returns what was meant, with times relative to `now` and files read; `again` is what the
+    /// reject file has, if one is named.
+    pub fn to_spec(
+        &self,
+        now: Timestamp,
+        again: Option<&ToTryAgain>,
+    ) -> anyhow::Result<SelectionSpec> {
         let time = |flag: &str, text: &Option<String>| {
             let parsed = text.as_deref().map(|text| parse_time(text, now)).transpose();
             parsed.with_context(|| format!("--{flag}"))
@@ -118,10 +123,7 @@ impl SelectionArgs {
             exchanges: self.exchanges.clone(),
             keys: self.keys.clone(),
             ids,
-            places: match &self.rejects {
-                Some(path) => rejects::read(path)?.places(),
-                None => Vec::new(),
-            },
+            places: again.map(ToTryAgain::places).unwrap_or_default(),
             headers,
             where_: self.where_.clone(),
             where_errors: match self.where_errors {

@@ -28,7 +28,8 @@ const BODY_CHARS: usize = 60;
 const NAME_CHARS: usize = 40;
 
 pub async fn run(args: &EventsArgs, settings: &Settings, output: &Output) -> anyhow::Result<Exit> {
-    let spec = args.selection.to_spec(settings.now())?;
+    let again = rejects::read(&args.selection)?;
+    let spec = args.selection.to_spec(settings.now(), again.as_ref())?;
     let selection = Arc::new(Selection::compile(spec.clone())?);
     let store = open::store(settings, Access::Read).await?;
     let (index, report) = open::synced_index(settings, &store, output, "events").await?;

@@ -7,6 +7,7 @@ use anyhow::Context;
 use dacapo_archive::store::Store;
 use dacapo_engine::plan::{Plan, plan};
 use dacapo_engine::plan_json;
+use dacapo_engine::rejects::ToTryAgain;
 use dacapo_engine::request::{Request, Target};
 use dacapo_engine::survey::{Depth, survey};
 use dacapo_filter::Selection;
@@ -25,14 +26,17 @@ const TYPES_SHOWN: usize = 20;
 
 pub async fn run(args: &PlanArgs, settings: &Settings, output: &Output) -> anyhow::Result<Exit> {
     let depth = if args.exact { Depth::Exact } else { Depth::Index };
-    let request = request(&args.selection, &args.target, &args.pace, settings)?;
+    let again = rejects::read(&args.selection)?;
+    let request = request(&args.selection, again.as_ref(), &args.target, &args.pace, settings)?;
     args.preflight.refuse_unfit(&request.target)?;
     let store = open::store(settings, Access::Read).await?;
     let (index, report) = open::synced_index(settings, &store, output, "plan").await?;
     open::refuse_empty(&index, &report, &store)?;
     let plan = make(request, depth, &args.preflight, &store, &index, settings).await?;
     index.close()?;
-    rejects::verify(&args.selection, &plan, &store, settings, output).await?;
+    if let Some(again) = &again {
+        rejects::verify(again, &plan, &store, settings, output).await?;
+    }
     let json = plan_json::to_json(&plan);
     if let Some(path) = &args.out {
         save(path, &json)?;
@@ -42,18 +46,20 @@ pub async fn run(args: &PlanArgs, settings: &Settings, output: &Output) -> anyho
     Ok(open::exit_of(&report))
 }
 
-/// Returns the request that the flags make; without a target, events would go to stdout.
+/// Returns the request that the flags make; `again` is what the reject file has, if one is named.
+/// Without a target, events would go to stdout.
 pub fn request(
     selection: &SelectionArgs,
+    again: Option<&ToTryAgain>,
     target: &TargetArgs,
     pace: &PaceArgs,
     settings: &Settings,
 ) -> anyhow::Result<Request> {
-    let again_to = match target.target() {
-        None => rejects::target(selection, settings)?,
-        Some(_) => None,
+    let again_to = match (target.target(), again) {
+        (None, Some(again)) => Some(rejects::target(again, settings)?),
+        _ => None,
     };
-    let selection = selection.to_spec(settings.now())?;
+    let selection = selection.to_spec(settings.now(), again)?;
     // What was typed wrongly is said before anything is opened.
     Selection::compile(selection.clone())?;
     Ok(Request {

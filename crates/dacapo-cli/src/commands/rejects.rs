@@ -1,13 +1,12 @@
 //! Events that were refused and are tried again: where they go, and whether the archive still has
 //! them.
 
-use std::path::Path;
 use std::sync::Arc;
 
 use dacapo_archive::store::Store;
 use dacapo_engine::journal::Journal;
 use dacapo_engine::plan::Plan;
-use dacapo_engine::rejects::{self, LeftOut};
+use dacapo_engine::rejects::{self, LeftOut, ToTryAgain};
 use dacapo_engine::request::Target;
 use dacapo_engine::state::State;
 
@@ -17,49 +16,49 @@ use crate::output::Output;
 use crate::progress::Steps;
 use crate::settings::Settings;
 
-/// Returns the target to which the events of a reject file were refused, if there is a file.
-pub fn target(selection: &SelectionArgs, settings: &Settings) -> anyhow::Result<Option<Target>> {
-    let Some(path) = &selection.rejects else { return Ok(None) };
+/// Reads the reject file, if one is named: once for all that is done with it, because the replay that
+/// writes it may still run.
+pub fn read(selection: &SelectionArgs) -> anyhow::Result<Option<ToTryAgain>> {
+    Ok(selection.rejects.as_deref().map(rejects::read).transpose()?)
+}
+
+/// Returns the target to which these events were refused.
+pub fn target(again: &ToTryAgain, settings: &Settings) -> anyhow::Result<Target> {
     let state = State::new(&settings.state);
     let mut targets = Vec::new();
-    for replay in &rejects::read(path)?.replays {
+    for replay in &again.replays {
         let known = state.find(replay).and_then(|id| state.plan(&id));
         let target =
-            known.map_err(|error| unknown_target(path, &error.to_string()))?.request.target;
+            known.map_err(|error| unknown_target(again, &error.to_string()))?.request.target;
         if !targets.contains(&target) {
             targets.push(target);
         }
     }
     match targets.as_slice() {
-        [target] => Ok(Some(target.clone())),
-        _ => Err(unknown_target(path, "its events were refused by several targets").into()),
+        [target] => Ok(target.clone()),
+        _ => Err(unknown_target(again, "its events were refused by several targets").into()),
     }
 }
 
-fn unknown_target(path: &Path, why: &str) -> Failure {
+fn unknown_target(again: &ToTryAgain, why: &str) -> Failure {
     Failure::usage(format!(
         "where are the events of `{}` to go? {why}; give --to-queue, --to-exchange or --to-original",
-        path.display()
+        again.path
     ))
 }
 
-/// Makes sure that the archive has every event of a reject file, if there is one, as it was refused;
-/// says what else is worth knowing.
+/// Makes sure that the archive has every event as it was refused; says what else is worth knowing.
 pub async fn verify(
-    selection: &SelectionArgs,
+    again: &ToTryAgain,
     plan: &Plan,
     store: &Arc<dyn Store>,
     settings: &Settings,
     output: &Output,
 ) -> anyhow::Result<()> {
-    let Some(path) = &selection.rejects else { return Ok(()) };
-    let again = rejects::read(path)?;
     if again.archive != plan.archive {
         let problem = format!(
             "the events of `{}` are in {}, and --archive is {}; name that archive",
-            path.display(),
-            again.archive,
-            plan.archive
+            again.path, again.archive, plan.archive
         );
         return Err(Failure::configuration(problem).into());
     }

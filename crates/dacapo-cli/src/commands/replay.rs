@@ -63,7 +63,9 @@ pub async fn run(args: &ReplayArgs, settings: &Settings, output: &Output) -> any
                 return Err(Failure::usage(problem).into());
             }
             let depth = if args.exact { Depth::Exact } else { Depth::Index };
-            let request = plan::request(&args.selection, &args.target, &args.pace, settings)?;
+            let again = rejects::read(&args.selection)?;
+            let request =
+                plan::request(&args.selection, again.as_ref(), &args.target, &args.pace, settings)?;
             args.preflight.refuse_unfit(&request.target)?;
             if request.target.is_bus() {
                 // Asked for before the work of a plan.
@@ -75,7 +77,9 @@ pub async fn run(args: &ReplayArgs, settings: &Settings, output: &Output) -> any
                 plan::make(request, depth, &args.preflight, &store, &index, settings).await?;
             index.close()?;
             refuse_gaps(&report, &plan, args)?;
-            rejects::verify(&args.selection, &plan, &store, settings, output).await?;
+            if let Some(again) = &again {
+                rejects::verify(again, &plan, &store, settings, output).await?;
+            }
             plan
         }
     };

@@ -26,7 +26,8 @@ const CHECK_BATCH_BYTES: u64 = 4 * 1024 * 1024;
 /// The events of a reject file; each once, however often the file has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ToTryAgain {
-    path: String,
+    /// The file.
+    pub path: String,
     /// Where the archive is that has them.
     pub archive: String,
     /// The replays to which they were refused.
