@@ -36,7 +36,9 @@ pub async fn run(args: &EventsArgs, settings: &Settings, output: &Output) -> any
     open::refuse_empty(&index, &report, &store)?;
     let plan = plan_of(spec, &selection, &store, &index, settings).await?;
     index.close()?;
-    rejects::verify(&args.selection, &plan, &store, settings, output).await?;
+    if let Some(again) = &again {
+        rejects::verify(again, &plan, &store, settings, output).await?;
+    }
 
     let streams = plan.streams(&Positions::new());
     let mut merge = Merge::new(Arc::clone(&store), selection, streams, settings.memory);
