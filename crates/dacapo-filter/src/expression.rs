@@ -1,7 +1,8 @@
 //! The where expression: CEL, checked when it is compiled, evaluated on one event at a time.
 //!
 //! What a person may type is bounded in length and nesting; it is parsed on a stack of
-//! its own, because the parser recurses as deep as the text tells it to.
+//! its own, because the parser recurses as deep as the text tells it to. What an evaluation may
+//! take is bounded too ([`meter`]), whatever the event holds.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -17,6 +18,7 @@ use body::BodyDecoder;
 use scope::Scope;
 
 pub(crate) mod body;
+mod meter;
 mod regexes;
 mod scope;
 mod tree;
@@ -82,8 +84,10 @@ impl Where {
         let (mut parsed, places) = parse(&env, source)?;
         let free = tree::check(&env, source, &places, &mut parsed)?;
         let looks_at_body = free.contains("body");
-        let without_body = tree::parts_without(&parsed, "body");
+        let mut without_body = tree::parts_without(&parsed, "body");
         let variables = without_body.iter().flat_map(tree::variables).collect();
+        without_body.iter_mut().for_each(meter::install);
+        meter::install(&mut parsed);
         let body = looks_at_body.then_some(decoder);
         Ok(Where { source: source.to_owned(), env, whole: parsed, without_body, variables, body })
     }
@@ -148,11 +152,18 @@ fn environment() -> Env {
         regexes::matches,
     )
     .expect("nothing else has this name");
+    meter::declare(&mut env);
     env
 }
 
+/// Evaluates within the steps that one evaluation may take.
 fn truth(expression: &IdedExpr, context: &Context<'_, '_>) -> Result<bool, String> {
-    let value = Value::resolve_val(expression, context).map_err(|error| explain(&error))?;
+    meter::begin();
+    let value = Value::resolve_val(expression, context);
+    if meter::overdrawn() {
+        return Err(meter::too_many());
+    }
+    let value = value.map_err(|error| explain(&error))?;
     match value.downcast_ref::<CelBool>() {
         Some(truth) => Ok(*truth.inner()),
         None => Err(format!("it gave a {}, not true or false", value.get_type().name())),

@@ -10,8 +10,8 @@ use dacapo_fuzz::Attack;
 
 const HERE: &str = env!("CARGO_MANIFEST_DIR");
 
-/// The parser's tree of an expression of 8 KiB, and a compiled regular expression (10 MiB each at
-/// the most, by `regex`).
+/// The parser's tree of an expression of 8 KiB, and a compiled regular expression (4 MiB each at
+/// the most).
 const MEMORY: usize = 64 * 1024 * 1024;
 
 fn stream() -> StreamName {

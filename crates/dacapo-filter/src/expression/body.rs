@@ -1,11 +1,18 @@
 //! Bodies as expressions see them: JSON, a protobuf message, text or bytes.
 
+use std::io::{self, Write};
+
 use bytes::Bytes;
 use dacapo_event::ParseError;
 use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor, SerializeOptions};
+use serde_json::value::RawValue;
 
 use super::values::{self, OwnedVal};
 use crate::FilterError;
+
+/// The most values and names of members in a body: each is a byte or two that becomes a hundred.
+/// Bodies of 16 MiB have as many if each takes 16 bytes.
+const VALUES_MAX: usize = 1024 * 1024;
 
 /// How bodies are decoded.
 #[derive(Debug, Clone)]
@@ -13,7 +20,11 @@ pub(crate) enum BodyDecoder {
     /// As JSON; what is not JSON is a string, or bytes if it is not UTF-8.
     Json,
     /// As this protobuf message.
-    Protobuf(MessageDescriptor),
+    Protobuf {
+        message: MessageDescriptor,
+        /// The most fields of a message of the set, all of which are there once decoded.
+        fields_max: usize,
+    },
 }
 
 impl BodyDecoder {
@@ -52,19 +63,22 @@ impl BodyDecoder {
                 .collect();
             names
         };
+        let fields_max = pool.all_messages().map(|message| message.fields().len()).max();
+        let decoder =
+            |message| BodyDecoder::Protobuf { message, fields_max: fields_max.unwrap_or(0) };
         match message_type {
             Some(name) => {
                 let name = name.trim_start_matches('.');
                 let expected = || format!("a message of the set; it has {}", listed(&known()));
                 let message = pool.get_message_by_name(name);
                 message
-                    .map(BodyDecoder::Protobuf)
+                    .map(decoder)
                     .ok_or_else(|| refused(ParseError::new(name, expected()).to_string()))
             }
             None => match known().as_slice() {
-                [only] => Ok(BodyDecoder::Protobuf(
-                    pool.get_message_by_name(only).expect("the name came from the set"),
-                )),
+                [only] => {
+                    Ok(decoder(pool.get_message_by_name(only).expect("the name came from the set")))
+                }
                 names => Err(refused(format!(
                     "it does not say which message bodies are; name one of {}",
                     listed(names)
@@ -76,14 +90,23 @@ impl BodyDecoder {
     /// Returns the body as a value.
     ///
     /// # Errors
-    /// The body is not the protobuf message it should be.
+    /// The body is not the protobuf message it should be, or holds too many values.
     pub(crate) fn decode(&self, body: &[u8]) -> Result<OwnedVal, String> {
         match self {
-            BodyDecoder::Json => Ok(match serde_json::from_slice(body) {
-                Ok(json) => values::json(json),
-                Err(_) => values::text_or_bytes(body),
-            }),
-            BodyDecoder::Protobuf(descriptor) => {
+            BodyDecoder::Json => {
+                // A shorter one cannot hold as many.
+                if body.len() > VALUES_MAX && values_of_json(body) > VALUES_MAX {
+                    return match serde_json::from_slice::<&RawValue>(body) {
+                        Ok(_) => Err(too_many()),
+                        Err(_) => Ok(values::text_or_bytes(body)),
+                    };
+                }
+                Ok(match serde_json::from_slice(body) {
+                    Ok(json) => values::json(json),
+                    Err(_) => values::text_or_bytes(body),
+                })
+            }
+            BodyDecoder::Protobuf { message: descriptor, fields_max } => {
                 let not_one = |error: &dyn std::fmt::Display| {
                     format!("the body is not a `{}`: {error}", descriptor.full_name())
                 };
@@ -95,12 +118,60 @@ impl BodyDecoder {
                     .skip_default_fields(false);
                 let message = DynamicMessage::decode(descriptor.clone(), body)
                     .map_err(|error| not_one(&error))?;
+                if body.len().saturating_mul(fields_max + 1) > VALUES_MAX {
+                    let counted = Counted { left: VALUES_MAX };
+                    let mut counting = serde_json::Serializer::new(counted);
+                    message.serialize_with_options(&mut counting, &options).map_err(|error| {
+                        if error.is_io() { too_many() } else { not_one(&error) }
+                    })?;
+                }
                 message
                     .serialize_with_options(serde_json::value::Serializer, &options)
                     .map(values::json)
                     .map_err(|error| not_one(&error))
             }
         }
+    }
+}
+
+fn too_many() -> String {
+    format!(
+        "the body has more than {VALUES_MAX} values; leave such events out with flags or --where-errors skip"
+    )
+}
+
+/// Returns how many values and names there are in a text if it is JSON: every one but the first
+/// comes after one of these.
+fn values_of_json(text: &[u8]) -> usize {
+    let (mut values, mut quoted, mut escaped) = (1, false, false);
+    for byte in text {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if quoted => escaped = true,
+            b'"' => quoted = !quoted,
+            b',' | b':' | b'[' | b'{' if !quoted => values += 1,
+            _ => {}
+        }
+    }
+    values
+}
+
+/// Takes JSON until it has too many values, and keeps nothing.
+struct Counted {
+    left: usize,
+}
+
+impl Write for Counted {
+    fn write(&mut self, text: &[u8]) -> io::Result<usize> {
+        // The serializer writes each of these by itself, and texts apart from them.
+        if matches!(text, b"," | b":" | b"[" | b"{") {
+            self.left = self.left.checked_sub(1).ok_or(io::ErrorKind::OutOfMemory)?;
+        }
+        Ok(text.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 

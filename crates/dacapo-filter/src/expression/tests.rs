@@ -126,6 +126,11 @@ fn regular_expressions() {
         Err("found no matching overload for 'matches' applied to 'int.(string)'"),
     );
     check_on(&event(), "type.matches('(' + key)", Err("`matches`: unclosed group"));
+    check_on(
+        &event(),
+        r"type.matches('\\w{90}{90}' + key)",
+        Err("`matches`: it takes more than 4194304 bytes once compiled; repeat less"),
+    );
     check_refused(
         "type.matches('a(')",
         "where expression, line 1, column 14: not a regular expression: unclosed group\n\
@@ -292,4 +297,113 @@ proptest! {
             prop_assert!(!(whole == Ok(true) && before == Ok(false)), "{}", source);
         }
     }
+}
+
+/// An event whose body has a list of numbers.
+fn with_list(length: usize) -> Event {
+    let list: Vec<String> = (0..length).map(|n| n.to_string()).collect();
+    with_body(format!(
+        "{{\"list\": [{}], \"text\": \"{}\"}}",
+        list.join(","),
+        "x".repeat(10 * length)
+    ))
+}
+
+#[track_caller]
+fn check_too_long(length: usize, source: &str) {
+    check_on(&with_list(length), source, Err(meter::too_many().as_str()));
+}
+
+#[test]
+fn an_expression_that_takes_too_long_fails_whatever_swallows_its_errors() {
+    let loops = |inner: &str| {
+        format!("body.list.exists(a, body.list.exists(b, body.list.exists(c, {inner})))")
+    };
+    // What is left to do after the budget is spent ends as fast.
+    let many = vec![loops("c.nothing == 1"); 40].join(" || ");
+    check_too_long(1_000, &format!("{many} || true"));
+    check_too_long(1_000, &loops("a + b + c < 0").replace("exists", "all").replace('<', ">="));
+    check_too_long(1_000, "body.list.map(a, body.list.map(b, body.list.map(c, c))) == []");
+    let filtered = "body.list.filter(b, body.list.exists_one(c, c < 0))";
+    check_too_long(1_000, &format!("size(body.list.map(a, a > 0, {filtered})) == 1"));
+}
+
+#[test]
+fn what_an_operation_looks_at_counts() {
+    for source in [
+        "body.list.exists(a, body.list == body.list.map(b, b + 1))",
+        "body.list.exists(a, -1 - a in body.list)",
+        "body.list.exists(a, body.text.contains(string(a) + 'y'))",
+        "body.list.exists(a, body.text + 'y' < body.text)",
+        "body.list.exists(a, body.list - a == 1)",
+        "body.list.exists(a, size(body.text + string(a)) == 1)",
+        "body.list.exists(a, body.text.matches('(x|\\\\w)+!'))",
+    ] {
+        check_too_long(20_000, source);
+    }
+}
+
+#[test]
+fn what_is_copied_counts_more_so_that_memory_is_bounded() {
+    let bodies = vec!["body"; 1_000].join(",");
+    check_too_long(20_000, &format!("size([{bodies}]) == 1"));
+    check_too_long(20_000, "size(body.list.map(a, body)) == 1");
+    check_too_long(20_000, "body.list.exists(a, optional.of(body).hasValue() && a < 0)");
+    check_too_long(20_000, "body.list.exists(a, body.?list.hasValue() && a < 0)");
+    check_too_long(20_000, "body.list.map(a, {'a': body.list}) == []");
+    let doubled = format!("[{}]", vec!["x"; 30].join("+"));
+    let nested = format!("[body.text].map(x, {doubled}.map(x, {doubled}.map(x, {doubled}))) == []");
+    check_too_long(20_000, &nested);
+}
+
+#[test]
+fn what_is_ordinary_is_within_the_budget() {
+    let event = with_list(1_000);
+    for source in [
+        "body.list.exists(a, body.list.exists(b, a * b == 998001))",
+        "body.list.map(a, a + 1).filter(a, a % 2 == 0).size() == 500",
+        "body.list.all(a, a in body.list)",
+        "body.list.all(a, body.list[a] == a)",
+        "[1.5, 2.0].exists(a, body.?list[?a].orValue(0) == 2)",
+        r"body.list.all(a, string(a).matches('^\\w{1,9}$'))",
+        "body.text.matches('^x+$') && size(body.text) == 10000",
+        "body.list + body.list != body.list && {'a': body}['a'] == body",
+        "body.?list.optMap(l, size(l)).orValue(0) == 1000",
+    ] {
+        check_on(&event, source, Ok(true));
+    }
+    // One evaluation says nothing of the next.
+    check_too_long(1_000, "body.list.exists(a, body.list.exists(b, body.list.exists(c, c < 0)))");
+    check("body.n == 7", true);
+}
+
+#[test]
+fn what_is_no_key_says_so() {
+    check_on(
+        &event(),
+        "body.items[0.5] == 1",
+        Err("`[…]`: a number with a fraction is no place in a list"),
+    );
+    check_on(
+        &event(),
+        "body.items[body.items] == 1",
+        Err("`[…]`: a list is neither a place in a list nor a name"),
+    );
+    check("body.items[0.0] == body.items[0] && body.items[0u].sku == 'a'", true);
+    check("{true: 1}[true] == 1 && {1: 2}[?3].orValue(4) == 4", true);
+}
+
+#[test]
+fn a_body_of_too_many_values_is_not_decoded() {
+    let many = |unit: &str, count: usize| with_body(format!("[{}1]", unit.repeat(count)));
+    let expected = Err(
+        "the body has more than 1048576 values; leave such events out with flags or --where-errors skip",
+    );
+    check_on(&many("1,", 1_048_576), "body == 1", expected);
+    check_on(&many("1,", 1_048_574), "size(body) == 1048575", Ok(true));
+    check_on(&many(r#"{"a":[]},"#, 300_000), "body == 1", expected);
+    // What is not JSON is a text, however many commas it has; in a string they say nothing.
+    check_on(&with_body("1,".repeat(1_100_000)), "size(body) == 2200000", Ok(true));
+    let quoted = format!("[\"{}\"]", r#",\","#.repeat(400_000));
+    check_on(&with_body(quoted), "size(body[0]) == 1200000", Ok(true));
 }

@@ -83,7 +83,12 @@ pub(super) fn variables(expression: &IdedExpr) -> BTreeSet<String> {
 
 /// Returns how deep the tree is.
 pub(super) fn nesting(expression: &IdedExpr) -> usize {
-    let children: Vec<&IdedExpr> = match &expression.expr {
+    1 + children(expression).into_iter().map(nesting).max().unwrap_or(0)
+}
+
+/// Returns the nodes right below one.
+pub(super) fn children(expression: &IdedExpr) -> Vec<&IdedExpr> {
+    match &expression.expr {
         Expr::Unspecified | Expr::Ident(_) | Expr::Literal(_) => Vec::new(),
         Expr::Call(call) => call.target.as_deref().into_iter().chain(&call.args).collect(),
         Expr::Comprehension(of) => {
@@ -93,8 +98,7 @@ pub(super) fn nesting(expression: &IdedExpr) -> usize {
         Expr::Map(map) => map.entries.iter().flat_map(|entry| of_entry(&entry.expr)).collect(),
         Expr::Select(select) => vec![&select.operand],
         Expr::Struct(of) => of.entries.iter().flat_map(|entry| of_entry(&entry.expr)).collect(),
-    };
-    1 + children.into_iter().map(nesting).max().unwrap_or(0)
+    }
 }
 
 fn of_entry(entry: &EntryExpr) -> Vec<&IdedExpr> {
