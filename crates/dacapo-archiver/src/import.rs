@@ -22,7 +22,7 @@
 //! - `headers`: an object; an empty one is none.
 //!
 //! Memory: two segments (being filled or sealed, being put) and a few megabytes of lines, or three
-//! very long lines.
+//! very long lines; and the window of a zstd frame, at most 128 MiB.
 
 use std::io::{Read, Write};
 use std::sync::Arc;
@@ -108,6 +108,9 @@ pub enum BadLines {
 pub struct Progress {
     /// Bytes of the input read, compressed if it is.
     pub bytes_read: u64,
+    /// What these were once decompressed: goes on while a long line of a few compressed bytes is
+    /// passed over.
+    pub bytes_decoded: u64,
     /// Lines read.
     pub lines: u64,
     /// Events made durable by this run.
@@ -162,18 +165,26 @@ pub async fn import(
     let already = writer.next() - 1;
     let lines = Arc::new(AtomicU64::new(0));
     let bytes_read = Arc::new(AtomicU64::new(0));
+    let bytes_decoded = Arc::new(AtomicU64::new(0));
+    let overlong = match config.bad_lines {
+        BadLines::Stop => input::Overlong::Refuse,
+        BadLines::Keep(_) => input::Overlong::PassOver,
+    };
 
     let (pieces_in, pieces) = mpsc::channel(PIECES_AHEAD);
     let (segments_in, mut segments) = mpsc::channel(SEGMENTS_UNPUT);
     let puts = Arc::new(Semaphore::new(SEGMENTS_UNPUT));
     let counted = input::Counted::new(input, Arc::clone(&bytes_read));
-    let reading = tokio::task::spawn_blocking(move || input::read(counted, &pieces_in));
+    let decoded = Arc::clone(&bytes_decoded);
+    let reading =
+        tokio::task::spawn_blocking(move || input::read(counted, overlong, decoded, &pieces_in));
     let building = Building::new(config, &writer, Arc::clone(&lines), puts)?;
     let building = tokio::task::spawn_blocking(move || building.run(pieces, &segments_in));
 
     let mut report = ImportReport { already, ..ImportReport::default() };
     let told = |report: &ImportReport| Progress {
         bytes_read: bytes_read.load(Ordering::Relaxed),
+        bytes_decoded: bytes_decoded.load(Ordering::Relaxed),
         lines: lines.load(Ordering::Relaxed),
         events: report.events,
     };

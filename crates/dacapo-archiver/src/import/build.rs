@@ -23,6 +23,9 @@ use crate::error::ImportError;
 /// How much of a bad line an error shows.
 const SHOWN_CHARS: usize = 60;
 
+/// The longest line, as it is told.
+const LINE_MIB_MAX: usize = LINE_BYTES_MAX / 1024 / 1024;
+
 const BOM: &[u8] = b"\xef\xbb\xbf";
 
 /// What was not imported.
@@ -118,6 +121,10 @@ impl Building {
             })?;
             match piece {
                 Piece::TooLong(line) => self.too_long(&line)?,
+                Piece::Endless(start) => {
+                    self.line += 1;
+                    self.bad(&start, format!("it has more than the {LINE_MIB_MAX} MiB allowed"))?;
+                }
                 Piece::Lines(lines) => {
                     let mut rest = lines.as_slice();
                     while !rest.is_empty() {
@@ -178,8 +185,8 @@ impl Building {
     fn too_long(&mut self, line: &LongLine) -> Result<(), ImportError> {
         self.line += 1;
         self.hasher.update_framed(line.digest.as_bytes());
-        let megabytes = LINE_BYTES_MAX / 1024 / 1024;
-        let problem = format!("it has {} bytes, more than the {megabytes} MiB allowed", line.bytes);
+        let problem =
+            format!("it has {} bytes, more than the {LINE_MIB_MAX} MiB allowed", line.bytes);
         self.bad(&line.start, problem)
     }
 

@@ -1,4 +1,8 @@
 //! Reads an input, decompresses it, and cuts it into pieces of whole lines.
+//!
+//! Invariant: however much an input decodes to, no more is held than the longest line allowed, the
+//! window that a decoder may have, and a piece; and a line too long that ends the import is read
+//! no further than that takes to know.
 
 use std::io::{self, Cursor, Read};
 use std::mem;
@@ -20,13 +24,28 @@ const READ_BYTES: usize = 64 * 1024;
 /// How much of a line that is too long is kept to show it.
 const START_BYTES: usize = 1024;
 
+/// The largest window of a zstd frame, as a power of two: 128 MiB, what the `zstd` tool itself
+/// decodes and `-22` makes; more is only made by `--long`. A frame of a few bytes may claim 2 TiB.
+const WINDOW_LOG_MAX: u32 = 27;
+
 /// Whole lines, or what is known of one that is too long.
 #[derive(Debug)]
 pub(super) enum Piece {
     /// Lines with their ends; only the last of an input may have none.
     Lines(Vec<u8>),
-    /// A line of more than [`LINE_BYTES_MAX`].
+    /// A line of more than [`LINE_BYTES_MAX`], read to its end.
     TooLong(LongLine),
+    /// The start of a line of more than [`LINE_BYTES_MAX`], of which no more is read.
+    Endless(Vec<u8>),
+}
+
+/// What becomes of a line that is too long.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Overlong {
+    /// It ends the import, at once: to read it to its end may take hours.
+    Refuse,
+    /// It is passed over, and known by its digest.
+    PassOver,
 }
 
 /// A line that is too long to be kept.
@@ -67,10 +86,16 @@ impl<R: Read> Read for Counted<R> {
     }
 }
 
-/// Sends the pieces of the input until it ends, fails, or nobody wants more.
-pub(super) fn read(input: impl Read + Send + 'static, pieces: &mpsc::Sender<io::Result<Piece>>) {
+/// Sends the pieces of the input until it ends, fails, or nobody wants more; counts the plain bytes
+/// in `decoded`.
+pub(super) fn read(
+    input: impl Read + Send + 'static,
+    overlong: Overlong,
+    decoded: Arc<AtomicU64>,
+    pieces: &mpsc::Sender<io::Result<Piece>>,
+) {
     let mut cut = match open(input) {
-        Ok(plain) => Pieces::new(plain),
+        Ok(plain) => Pieces::new(Counted::new(plain, decoded), overlong),
         Err(error) => {
             // Nobody there any more wants no error either.
             drop(pieces.blocking_send(Err(error)));
@@ -78,11 +103,25 @@ pub(super) fn read(input: impl Read + Send + 'static, pieces: &mpsc::Sender<io::
         }
     };
     while let Some(piece) = cut.next().transpose() {
-        let last = piece.is_err();
-        if pieces.blocking_send(piece).is_err() || last {
+        let last = matches!(piece, Err(_) | Ok(Piece::Endless(_)));
+        if pieces.blocking_send(piece.map_err(explained)).is_err() || last {
             return;
         }
     }
+}
+
+/// Says what to do about a window that is too large; other errors speak for themselves.
+fn explained(error: io::Error) -> io::Error {
+    if !error.to_string().contains("too much memory") {
+        return error;
+    }
+    let megabytes = (1_u64 << WINDOW_LOG_MAX) / 1024 / 1024;
+    io::Error::new(
+        io::ErrorKind::InvalidData,
+        format!(
+            "a zstd frame asks for a window of more than {megabytes} MiB; compress it again without `--long`, or decode it first: `zstd -dc --long=31 FILE | dacapo archive import - --name STREAM`"
+        ),
+    )
 }
 
 /// Returns the plain bytes of an input that may be gzip or zstd, in any number of members.
@@ -96,7 +135,9 @@ fn open(mut input: impl Read + Send + 'static) -> io::Result<Box<dyn Read + Send
         [0x1f, 0x8b, ..] => Box::new(MultiGzDecoder::new(buffered)),
         // A frame, or one that decoders skip, as parallel compressors write first.
         [0x28, 0xb5, 0x2f, 0xfd] | [0x50..=0x5f, 0x2a, 0x4d, 0x18] => {
-            Box::new(zstd::stream::read::Decoder::with_buffer(buffered)?)
+            let mut decoder = zstd::stream::read::Decoder::with_buffer(buffered)?;
+            decoder.window_log_max(WINDOW_LOG_MAX)?;
+            Box::new(decoder)
         }
         _ => Box::new(buffered),
     })
@@ -104,13 +145,14 @@ fn open(mut input: impl Read + Send + 'static) -> io::Result<Box<dyn Read + Send
 
 struct Pieces<R> {
     input: R,
+    overlong: Overlong,
     /// What was read after the last line end.
     rest: Vec<u8>,
 }
 
 impl<R: Read> Pieces<R> {
-    fn new(input: R) -> Self {
-        Pieces { input, rest: Vec::new() }
+    fn new(input: R, overlong: Overlong) -> Self {
+        Pieces { input, overlong, rest: Vec::new() }
     }
 
     /// Returns the next piece, nothing at the end.
@@ -126,7 +168,10 @@ impl<R: Read> Pieces<R> {
                 return Ok(Some(Piece::Lines(lines)));
             }
             if end.is_none() && lines.len() > LINE_BYTES_MAX {
-                return self.skip_line(&lines).map(Some);
+                return match self.overlong {
+                    Overlong::Refuse => Ok(Some(Piece::Endless(lines[..START_BYTES].to_vec()))),
+                    Overlong::PassOver => self.skip_line(lines).map(Some),
+                };
             }
             let before = lines.len();
             if self.fill(&mut lines)? == 0 {
@@ -138,16 +183,22 @@ impl<R: Read> Pieces<R> {
 
     /// Reads up to a piece more; returns how much, 0 at the end.
     fn fill(&mut self, into: &mut Vec<u8>) -> io::Result<usize> {
+        // Doubling, as a vector does by itself, would hold twice the longest line.
+        if into.capacity() - into.len() < PIECE_BYTES {
+            let longest = (LINE_BYTES_MAX + PIECE_BYTES).saturating_sub(into.len());
+            into.reserve_exact(into.len().min(longest).max(PIECE_BYTES));
+        }
         self.input.by_ref().take(PIECE_BYTES as u64).read_to_end(into)
     }
 
-    fn skip_line(&mut self, start: &[u8]) -> io::Result<Piece> {
+    fn skip_line(&mut self, start: Vec<u8>) -> io::Result<Piece> {
         let mut hasher = Hasher::default();
-        hasher.update(start);
+        hasher.update(&start);
         let mut bytes = start.len() as u64;
         let start = start[..START_BYTES].to_vec();
+        let mut more = Vec::new();
         loop {
-            let mut more = Vec::new();
+            more.clear();
             let at_end = self.fill(&mut more)? == 0;
             let end = more.iter().position(|byte| *byte == b'\n');
             let of_line = &more[..end.unwrap_or(more.len())];
@@ -187,7 +238,7 @@ mod tests {
     }
 
     fn joined(input: impl Read) -> Vec<u8> {
-        let mut pieces = Pieces::new(input);
+        let mut pieces = Pieces::new(input, Overlong::PassOver);
         let mut all = Vec::new();
         while let Some(piece) = pieces.next().unwrap() {
             let Piece::Lines(lines) = piece else { panic!("no line is too long") };
@@ -203,7 +254,7 @@ mod tests {
         input.extend_from_slice(b"last");
         assert_eq!(joined(input.as_slice()), input);
         assert_eq!(joined(Trickle(&input, 4_099)), input);
-        let mut pieces = Pieces::new(input.as_slice());
+        let mut pieces = Pieces::new(input.as_slice(), Overlong::PassOver);
         let Some(Piece::Lines(first)) = pieces.next().unwrap() else { panic!("lines") };
         assert_eq!(first.last(), Some(&b'\n'));
         assert_eq!(joined(io::empty()), b"");
@@ -213,12 +264,13 @@ mod tests {
     fn a_line_that_is_too_long_is_passed_over_and_known_by_its_digest() {
         let long = vec![b'x'; LINE_BYTES_MAX + 2 * PIECE_BYTES + 17];
         let input = [b"first\n", long.as_slice(), b"\nlast\n"].concat();
-        let mut pieces = Pieces::new(input.as_slice());
+        let mut pieces = Pieces::new(input.as_slice(), Overlong::PassOver);
         let mut seen = Vec::new();
         while let Some(piece) = pieces.next().unwrap() {
             match piece {
                 Piece::Lines(lines) => seen.extend(lines),
                 Piece::TooLong(line) => assert_eq!(line, LongLine::of(&long)),
+                Piece::Endless(start) => panic!("only refused ones: {start:?}"),
             }
         }
         assert_eq!(seen, b"first\nlast\n");

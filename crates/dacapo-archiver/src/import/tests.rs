@@ -287,5 +287,5 @@ async fn progress_ends_with_everything() {
     let bytes = input.len() as u64;
     let all = config(BadLines::Stop);
     import(all, Cursor::new(input), store, |progress| last = progress).await.unwrap();
-    assert_eq!(last, Progress { bytes_read: bytes, lines: 500, events: 500 });
+    assert_eq!(last, Progress { bytes_read: bytes, bytes_decoded: bytes, lines: 500, events: 500 });
 }

@@ -93,7 +93,11 @@ async fn import_one(
     };
     let mut steps = Steps::new(output, "importing (kB read)");
     let report = import(config, input, Arc::clone(store), |progress| {
-        let remark = format!("{} events durable", format::number(progress.events));
+        let mut remark = format!("{} events durable", format::number(progress.events));
+        // A line to be passed over may be gigabytes made of a few bytes: it is seen to go on.
+        if progress.bytes_decoded > progress.bytes_read {
+            remark.push_str(&format!(", {} decompressed", format::bytes(progress.bytes_decoded)));
+        }
         steps.show(progress.bytes_read / 1_000, size / 1_000, &remark);
     })
     .await?;
