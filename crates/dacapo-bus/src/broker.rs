@@ -87,6 +87,22 @@ pub struct Queue {
     pub is_archivers: bool,
 }
 
+/// What policies set on a queue, whatever its arguments say.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Imposed {
+    /// Milliseconds after which a message is dropped or dead-lettered.
+    pub message_ttl: Option<Setting<u64>>,
+    /// Milliseconds without a consumer after which the queue is deleted.
+    pub expires: Option<Setting<u64>>,
+    /// The most messages.
+    pub length_max: Option<Setting<u64>>,
+    /// The most bytes of bodies.
+    pub bytes_max: Option<Setting<u64>>,
+    /// What happens past these two, where a policy says it: for quorum queues that wins over the
+    /// argument.
+    pub overflow: Option<Setting<Overflow>>,
+}
+
 /// What a queue does that is full.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Overflow {

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use dacapo_bus::broker::{
-    Binding, DeadLetter, Destination, Exchange, ExchangeKind, Overflow, Queue, Setting, Topology,
-    parked_queue,
+    Binding, DeadLetter, Destination, Exchange, ExchangeKind, Imposed, Overflow, Queue, Setting,
+    Topology, parked_queue,
 };
 use dacapo_event::percent::encode;
 use serde_json::Value;
@@ -45,6 +45,21 @@ impl Management {
         })
     }
 
+    /// Returns what policies set on quorum queues of these names, whether they are there or not;
+    /// the user needs the tag `monitoring` and access to the virtual host.
+    ///
+    /// # Errors
+    /// No connection or no answer in time, the account refused, an answer of another form or of more
+    /// than 16 MiB. Cancel-safe.
+    pub async fn imposed<const N: usize>(
+        &self,
+        vhost: &str,
+        queues: [&str; N],
+    ) -> Result<[Imposed; N], ManagementError> {
+        let policies = self.policies(vhost).await?;
+        Ok(queues.map(|queue| imposed(&policies, queue)))
+    }
+
     /// Returns the policies of a virtual host, the operator's included.
     pub(crate) async fn policies(&self, vhost: &str) -> Result<Policies, ManagementError> {
         let policies = self.list("policies", vhost, "").await?;
@@ -65,6 +80,28 @@ impl Management {
             Value::Array(list) => Ok(list),
             _ => Err(self.strange(&path, "it is no list")),
         }
+    }
+}
+
+fn imposed(policies: &Policies, queue: &str) -> Imposed {
+    let set = policies.of_queue(queue, "quorum");
+    let limit = |word: &str| set.lowest(&Value::Null, word);
+    // Of those that may apply, the worst.
+    let overflow = set.texts(&Value::Null, "overflow").into_iter().flatten();
+    let overflow = overflow.map(|set| Setting { value: overflow_named(&set.value), by: set.by });
+    Imposed {
+        message_ttl: limit("message-ttl"),
+        expires: limit("expires"),
+        length_max: limit("max-length"),
+        bytes_max: limit("max-length-bytes"),
+        overflow: overflow.min_by_key(|set| set.value == Overflow::Reject),
+    }
+}
+
+fn overflow_named(word: &str) -> Overflow {
+    match word {
+        "reject-publish" | "reject-publish-dlx" => Overflow::Reject,
+        _ => Overflow::DropHead,
     }
 }
 
@@ -115,8 +152,7 @@ fn mark_parking(queues: &mut BTreeMap<String, Queue>) {
 }
 
 fn rejects(overflow: &Option<Setting<String>>) -> bool {
-    let word = overflow.as_ref().map(|overflow| overflow.value.as_str());
-    matches!(word, Some("reject-publish" | "reject-publish-dlx"))
+    overflow.as_ref().is_some_and(|set| overflow_named(&set.value) == Overflow::Reject)
 }
 
 fn read_exchange(json: &Value, policies: &Policies) -> Option<(String, Exchange)> {
@@ -192,6 +228,24 @@ mod tests {
         assert_eq!(own.expires, set(9, "argument `x-expires`"));
         assert_eq!(own.overflow, Overflow::DropHead);
         assert!(own.auto_delete);
+    }
+
+    #[test]
+    fn what_policies_impose_is_known_of_a_queue_that_is_not_there_yet() {
+        let policies = Policies::read(
+            &[json!({ "name": "limits", "pattern": "^dacapo", "apply-to": "queues", "priority": 0,
+                      "definition": { "message-ttl": 60_000, "overflow": "drop-head" } })],
+            &[json!({ "name": "cap", "pattern": "parked$", "apply-to": "all", "priority": 0,
+                      "definition": { "message-ttl": 5_000, "max-length": 9 } })],
+        );
+        let parked = imposed(&policies, "dacapo.archive.parked");
+        assert_eq!(parked.message_ttl, set(5_000, "operator policy `cap`"));
+        assert_eq!(parked.length_max, set(9, "operator policy `cap`"));
+        assert_eq!(parked.overflow, set(Overflow::DropHead, "policy `limits`"));
+        let main = imposed(&policies, "dacapo.archive");
+        assert_eq!(main.message_ttl, set(60_000, "policy `limits`"));
+        assert_eq!((main.expires, main.length_max), (None, None));
+        assert_eq!(imposed(&policies, "orders"), Imposed::default());
     }
 
     #[test]

@@ -20,6 +20,7 @@ mod fixtures;
 mod harness;
 mod importing;
 mod indexing;
+mod limits;
 mod memory;
 mod on_s3;
 mod permissions;

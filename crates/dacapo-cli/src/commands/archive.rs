@@ -18,6 +18,7 @@ use serde_json::{Value, json};
 
 use self::definitions::Keeping;
 use self::disk::Watching;
+use self::limits::Limits;
 use self::queue::Queue;
 use super::import;
 use crate::args::{ArchiveCommand, LsArgs, RunArgs, VerifyArgs};
@@ -34,6 +35,7 @@ use crate::signals::Signals;
 mod compact;
 mod definitions;
 mod disk;
+mod limits;
 mod queue;
 mod repair;
 mod watch_verified;
@@ -72,6 +74,11 @@ async fn archiver(args: RunArgs, settings: &Settings, output: &Output) -> anyhow
         Keeping::register(&mut registry, management, vhost, Arc::clone(&store), settings.clock)
     });
     let keeping = OptionFuture::from(keeping.map(Keeping::run));
+    let limits = management.clone().map(|management| {
+        let vhost = broker.url.vhost().to_owned();
+        Limits::register(&mut registry, management, vhost, args.queue.clone())
+    });
+    let limits = OptionFuture::from(limits.map(Limits::run));
     let watching = management.map(|management| Watching::register(&mut registry, management));
     let watching = OptionFuture::from(watching.map(|watching| watching.run(&metrics)));
     let verified = watch_verified::follow(&mut registry, Arc::clone(&store));
@@ -124,7 +131,8 @@ async fn archiver(args: RunArgs, settings: &Settings, output: &Output) -> anyhow
         dacapo_archiver::run(config, store, &bus, &metrics, shutdown).await
     };
     // All go on until the archiver ends; one that was not asked for is over at once.
-    let beside = futures::future::join4(OptionFuture::from(serving), watching, keeping, verified);
+    let serving = OptionFuture::from(serving);
+    let beside = futures::future::join5(serving, watching, keeping, limits, verified);
     tokio::pin!(archive);
     let totals = tokio::select! {
         totals = &mut archive => totals?,
