@@ -62,6 +62,7 @@ struct Ports {
     amqp: u16,
     amqps: u16,
     management: u16,
+    management_tls: u16,
     distribution: u16,
     epmd: u16,
 }
@@ -87,6 +88,7 @@ impl Rabbit {
             amqp: ports::free()?,
             amqps: ports::free()?,
             management: ports::free()?,
+            management_tls: ports::free()?,
             distribution: ports::free()?,
             epmd: ports::free()?,
         };
@@ -144,6 +146,12 @@ impl Rabbit {
     pub fn management_url(&self) -> String {
         let password = percent_encoded(&self.password);
         format!("http://{USER}:{password}@127.0.0.1:{}", self.ports.management)
+    }
+
+    /// Returns the URL of its management plugin over TLS.
+    pub fn management_tls_url(&self) -> String {
+        let password = percent_encoded(&self.password);
+        format!("https://{USER}:{password}@localhost:{}", self.ports.management_tls)
     }
 
     /// Returns its AMQP port, for a proxy in front of it.
@@ -218,7 +226,7 @@ fn write_configuration(
     password: &str,
     clients: ClientCertificates,
 ) -> Result<()> {
-    let Ports { amqp, amqps, management, .. } = ports;
+    let Ports { amqp, amqps, management, management_tls, .. } = ports;
     let authority = certificates.authority.display();
     let certificate = certificates.certificate.display();
     let key = certificates.key.display();
@@ -243,6 +251,11 @@ fn write_configuration(
          {clients}\
          management.tcp.ip = 127.0.0.1\n\
          management.tcp.port = {management}\n\
+         management.ssl.ip = 127.0.0.1\n\
+         management.ssl.port = {management_tls}\n\
+         management.ssl.cacertfile = {authority}\n\
+         management.ssl.certfile = {certificate}\n\
+         management.ssl.keyfile = {key}\n\
          default_user = {USER}\n\
          default_pass = {password}\n\
          loopback_users.{USER} = true\n\

@@ -93,18 +93,20 @@ pub struct GlobalArgs {
         hide_env_values = true
     )]
     pub amqp_password: Option<String>,
-    /// Certificate authorities to trust for `amqps://`, in PEM form, besides the system's
+    /// Certificate authorities to trust for `amqps://` and the `https://` of --management, in PEM form,
+    /// besides the system's
     #[arg(long, global = true, value_name = "FILE")]
     pub amqp_ca: Option<PathBuf>,
-    /// Client certificate for `amqps://`, in PEM form; needs --amqp-key
+    /// Client certificate for a broker that asks for one, in PEM form; needs --amqp-key
     #[arg(long, global = true, value_name = "FILE", requires = "amqp_key")]
     pub amqp_cert: Option<PathBuf>,
     /// Private key of the client certificate, in PEM form, not encrypted; only its owner should be
     /// able to read it
     #[arg(long, global = true, value_name = "FILE", requires = "amqp_cert")]
     pub amqp_key: Option<PathBuf>,
-    /// The broker's management plugin, `http://user:password@host:15672`: tells what AMQP cannot, and
-    /// `archive run` how long the broker's disk lasts; the user needs the tag `monitoring`
+    /// The broker's management plugin, `http://user:password@host:15672` or `https://…:15671` (with
+    /// the certificates of `amqps://`): tells what AMQP cannot, and `archive run` how long the broker's
+    /// disk lasts; the user needs the tag `monitoring`
     #[arg(
         long,
         global = true,

@@ -6,9 +6,9 @@ use std::num::NonZeroU64;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use dacapo_amqp::{AmqpUrl, Broker};
+use dacapo_amqp::{AmqpUrl, Broker, Tls};
 use dacapo_event::{Clock, Digest, MemoryBudget, Timestamp};
-use dacapo_management::{Management, ManagementError};
+use dacapo_management::{Certificates, Management, ManagementError};
 use dacapo_s3::S3Options;
 
 use crate::args::{GlobalArgs, LOG_DEFAULT, LogFormat, parse_bytes};
@@ -96,9 +96,10 @@ impl Settings {
             key: args.amqp_key.clone().or(config.amqp_key),
         };
         // Mistakes are told before anything is begun.
-        account.read()?;
+        let (_, tls) = account.read()?;
         let management = said(&args.management).or(config.management);
-        let management = management.map(|text| text.parse()).transpose();
+        let certificates = certificates(&tls);
+        let management = management.map(|text| Management::new(&text, certificates)).transpose();
         let management = management.map_err(|error: ManagementError| {
             Failure::configuration(format!("--management (DACAPO_MANAGEMENT): {error}"))
         })?;
@@ -185,6 +186,15 @@ impl Settings {
     /// Returns what time it is.
     pub fn now(&self) -> Timestamp {
         (self.clock)()
+    }
+}
+
+/// The management plugin is of the same broker, so that who vouches for one vouches for the other.
+fn certificates(tls: &Tls) -> Certificates<'_> {
+    let identity = tls.identity.as_ref();
+    Certificates {
+        authorities: tls.authorities.as_deref(),
+        identity: identity.map(|shown| (shown.certificates.as_str(), shown.key.as_str())),
     }
 }
 

@@ -1,6 +1,7 @@
 //! One question, one connection, one answer: with a deadline and a bound.
 
 use std::error::Error;
+use std::io;
 use std::time::Duration;
 
 use http_body_util::{BodyExt, Empty, Limited};
@@ -8,9 +9,10 @@ use hyper::body::Bytes;
 use hyper::{Request, StatusCode, header};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
-use crate::{Management, ManagementError};
+use crate::{Management, ManagementError, tls};
 
 /// Past a slow answer of a busy node, and before the next question of who watches is due.
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -44,8 +46,7 @@ impl Management {
             Ok(asked) => asked,
             Err(_) => Err(format!("no answer within {DEADLINE:?}").into()),
         };
-        let (status, body) = asked
-            .map_err(|source| ManagementError::Unavailable { place: self.to_string(), source })?;
+        let (status, body) = asked.map_err(|source| self.unanswered(source))?;
         match status {
             StatusCode::OK => {
                 let read = off_the_runtime(move || read(&body)).await;
@@ -55,6 +56,18 @@ impl Management {
                 Err(ManagementError::Denied { place: self.to_string(), path: named(path), tag })
             }
             status => Err(self.strange(path, status.to_string())),
+        }
+    }
+
+    fn unanswered(&self, source: Reason) -> ManagementError {
+        let place = self.to_string();
+        let next_step = source.downcast_ref::<io::Error>().and_then(tls::next_step);
+        match (next_step, source.downcast::<io::Error>()) {
+            (Some(next_step), Ok(source)) => {
+                ManagementError::Untrusted { place, source: *source, next_step }
+            }
+            (_, Ok(source)) => ManagementError::Unavailable { place, source },
+            (_, Err(source)) => ManagementError::Unavailable { place, source },
         }
     }
 
@@ -69,6 +82,17 @@ impl Management {
     async fn ask(&self, path: &str) -> Result<(StatusCode, Bytes), Reason> {
         let host = self.host.trim_matches(['[', ']']);
         let stream = TcpStream::connect((host, self.port)).await?;
+        match &self.tls {
+            None => self.ask_over(stream, path).await,
+            Some(tls) => self.ask_over(tls.shake_hands(host, stream).await?, path).await,
+        }
+    }
+
+    async fn ask_over(
+        &self,
+        stream: impl AsyncRead + AsyncWrite + Unpin,
+        path: &str,
+    ) -> Result<(StatusCode, Bytes), Reason> {
         let (mut sender, connection) =
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
         let question = Request::get(format!("{}/api/{path}", self.prefix))

@@ -13,6 +13,23 @@ pub enum ManagementError {
         /// What is wrong, and what is expected.
         problem: &'static str,
     },
+    /// What `https://` needs cannot be used.
+    #[error("{problem}")]
+    Certificates {
+        /// What is wrong, and what is expected.
+        problem: String,
+    },
+    /// The plugin does not prove who it is, or does not let this client in.
+    #[error("{place} is not trusted; {next_step}")]
+    Untrusted {
+        /// The plugin's address, without the account.
+        place: String,
+        /// What TLS says.
+        #[source]
+        source: std::io::Error,
+        /// What to do about it.
+        next_step: &'static str,
+    },
     /// No connection, or no answer in time.
     #[error("{place} does not answer")]
     Unavailable {

@@ -4,7 +4,7 @@
 //! archiver must know of a broker (how full its disks are, what limits a queue, where an exchange
 //! leads) has no query in AMQP, and is asked here, in the words of [`dacapo_bus::broker`].
 //!
-//! One connection for each question, over plain HTTP. Invariants: nothing waits without a deadline
+//! One connection for each question, over HTTP or HTTPS. Invariants: nothing waits without a deadline
 //! or reads without a bound; no message holds the account; nothing on the broker is changed.
 
 mod address;
@@ -13,7 +13,9 @@ mod definitions;
 mod error;
 mod nodes;
 mod policies;
+mod tls;
 mod topology;
 
 pub use address::Management;
 pub use error::ManagementError;
+pub use tls::Certificates;

@@ -45,7 +45,7 @@ fn a_plugin_that_refuses_is_told_of_once_and_stops_nothing() {
 fn an_url_that_is_none_is_refused_without_its_password() {
     let dacapo = Dacapo::new();
     let command = ["archive", "run", "--bind", "shop", "--amqp", "amqp://127.0.0.1:1"];
-    for url in ["https://ops:sesame@h:15672", "ops:sesame@h"] {
+    for url in ["https://ops-sesame@h:15671", "ops:sesame@h"] {
         let output = dacapo.run(command.iter().chain(&["--management", url]));
         output.check(3);
         assert!(output.stderr.contains("--management"), "{output:?}");

@@ -2,6 +2,7 @@
 //! asks for a client's certificate, and files that are none.
 
 mod files;
+mod management;
 mod mutual;
 mod store;
 

@@ -1,5 +1,6 @@
 //! How long a disk lasts, from readings that are made up.
 
+use dacapo_management::Certificates;
 use prometheus_client::encoding::text::encode;
 
 use super::*;
@@ -165,7 +166,8 @@ fn less_than_an_hour_is_told_once_each_time_it_comes_to_that() {
 #[track_caller]
 fn check_metrics(up: Option<bool>, reading: Option<Reading>, expected: &[&str]) {
     let mut registry = Registry::default();
-    let watching = Watching::register(&mut registry, "http://h".parse().unwrap());
+    let management = Management::new("http://h", Certificates::default()).unwrap();
+    let watching = Watching::register(&mut registry, management);
     *watching.latest.lock() = Known { up, reading };
     let mut text = String::new();
     encode(&mut text, &registry).unwrap();
