@@ -14,7 +14,7 @@ use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use dacapo_engine::rejects::{PASSED_OVER_MAX_DEFAULT, REJECTS_MAX};
-use dacapo_republish::OnReject;
+use dacapo_republish::{NackRetries, OnReject};
 
 use crate::exit::Failure;
 pub use archive::{
@@ -288,6 +288,12 @@ pub struct RunningArgs {
     #[arg(long, value_name = "N", requires = "on_reject")]
     #[arg(value_parser = clap::value_parser!(u64).range(1..=REJECTS_MAX))]
     pub max_rejects: Option<u64>,
+    /// Publish an event that the broker nacks (a full queue that rejects publishes, say) again N
+    /// times, with delays from a tenth of a second to ten, before it counts as refused [default: 39,
+    /// five and a half minutes; a resumed replay as it was told last]
+    #[arg(long, value_name = "N")]
+    #[arg(value_parser = clap::value_parser!(u32).range(..=i64::from(NackRetries::MAX)))]
+    pub nack_retries: Option<u32>,
     /// Serve /metrics and /health here, for example 127.0.0.1:9465
     #[arg(long, value_name = "ADDRESS")]
     pub metrics: Option<std::net::SocketAddr>,
@@ -302,6 +308,11 @@ pub enum OnRejectArg {
 }
 
 impl RunningArgs {
+    /// Returns how often to try again what is nacked, if that was said.
+    pub fn nack_retries(&self) -> Option<NackRetries> {
+        self.nack_retries.and_then(NackRetries::new)
+    }
+
     /// Returns what was said about refused events, if anything was.
     pub fn on_reject(&self) -> Result<Option<OnReject>, Failure> {
         let most = self.max_rejects.unwrap_or(PASSED_OVER_MAX_DEFAULT.get());

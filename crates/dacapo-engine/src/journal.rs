@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use dacapo_event::Timestamp;
-use dacapo_republish::OnReject;
+use dacapo_republish::{NackRetries, OnReject};
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
@@ -52,6 +52,8 @@ pub struct Standing {
     pub on_reject: OnReject,
     /// Whether the next event is one that the target refused; it was recorded and not passed over.
     pub at_reject: bool,
+    /// How often it tried one again that was nacked.
+    pub nack_retries: NackRetries,
 }
 
 /// What the last record of a journal says.
@@ -102,12 +104,15 @@ pub struct Counts {
 #[serde(rename_all = "snake_case")]
 enum Record {
     /// A run begins; `runs` is how many there were before it, `rejects_max` how many rejected
-    /// events it passes over if it does not stop at the first.
+    /// events it passes over if it does not stop at the first, `nack_retries` how often it tries an
+    /// event again that is nacked, if not as often as by default.
     Began {
         at: String,
         runs: u64,
         #[serde(default, skip_serializing_if = "Option::is_none")]
         rejects_max: Option<u64>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        nack_retries: Option<u32>,
     },
     Checkpoint {
         counts: Counts,
@@ -130,6 +135,7 @@ pub struct Journal {
     began_at: Option<Timestamp>,
     runs: u64,
     on_reject: OnReject,
+    nack_retries: NackRetries,
     grown: u64,
     grown_max: u64,
 }
@@ -157,6 +163,7 @@ impl Journal {
             began_at: standing.began_at,
             runs: standing.counts.runs,
             on_reject: standing.on_reject,
+            nack_retries: standing.nack_retries,
             grown: sound,
             grown_max: GROWN_BYTES_MAX,
         };
@@ -175,14 +182,19 @@ impl Journal {
         }
     }
 
-    /// Notes that a run begins, and what it does about rejects. Durable when it returns.
+    /// Notes that a run begins, what it does about rejects, and how soon a nack makes one. Durable
+    /// when it returns.
     ///
     /// # Errors
     /// The file cannot be written.
-    pub fn began(&mut self, at: Timestamp, on_reject: OnReject) -> Result<(), EngineError> {
-        self.on_reject = on_reject;
-        let rejects_max = rejects_max(on_reject);
-        self.append(&Record::Began { at: at.to_string(), runs: self.runs, rejects_max })?;
+    pub fn began(
+        &mut self,
+        at: Timestamp,
+        on_reject: OnReject,
+        nack_retries: NackRetries,
+    ) -> Result<(), EngineError> {
+        (self.on_reject, self.nack_retries) = (on_reject, nack_retries);
+        self.append(&self.beginning(at, self.runs))?;
         self.began_at.get_or_insert(at);
         self.runs = self.runs.saturating_add(1);
         self.sync()
@@ -212,9 +224,8 @@ impl Journal {
     /// reads meanwhile, or after a crash, finds the old one or the new one.
     fn replace(&mut self, checkpoint: &Record) -> Result<(), EngineError> {
         let temporary = self.path.with_extension("tmp");
-        let at = self.began_at.unwrap_or(Timestamp::EPOCH).to_string();
-        let rejects_max = rejects_max(self.on_reject);
-        let began = Record::Began { at, runs: self.runs.saturating_sub(1), rejects_max };
+        let at = self.began_at.unwrap_or(Timestamp::EPOCH);
+        let began = self.beginning(at, self.runs.saturating_sub(1));
         let lines = line(&began) + &line(checkpoint);
         let write = || {
             let mut file = File::create(&temporary)?;
@@ -247,6 +258,16 @@ impl Journal {
             positions: to_wire(positions),
         })?;
         self.sync()
+    }
+
+    fn beginning(&self, at: Timestamp, runs: u64) -> Record {
+        let nack_retries = (self.nack_retries != NackRetries::DEFAULT).then_some(self.nack_retries);
+        Record::Began {
+            at: at.to_string(),
+            runs,
+            rejects_max: rejects_max(self.on_reject),
+            nack_retries: nack_retries.map(NackRetries::get),
+        }
     }
 
     fn append(&mut self, record: &Record) -> Result<(), EngineError> {
@@ -319,7 +340,8 @@ fn read_from(file: &File, path: &Path) -> Result<(Standing, u64), EngineError> {
         })?;
         sound += line.len() as u64;
         match record {
-            Record::Began { at, runs, rejects_max } => {
+            Record::Began { at, runs, rejects_max, nack_retries } => {
+                standing.nack_retries = nack_retries.and_then(NackRetries::new).unwrap_or_default();
                 standing.on_reject =
                     rejects_max.map_or(OnReject::Stop, |most| OnReject::Skip { most });
                 standing.began_at = standing.began_at.or_else(|| at.parse().ok());

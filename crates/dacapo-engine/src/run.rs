@@ -17,8 +17,8 @@ use dacapo_event::{
 };
 use dacapo_filter::Selection;
 use dacapo_republish::{
-    Config, Control, How, OnReject, Outgoing, Progress, Reject, RepublishError, Totals,
-    WindowLimits, republish,
+    Config, Control, How, NackRetries, OnReject, Outgoing, Progress, Reject, RepublishError,
+    Totals, WindowLimits, republish,
 };
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, timeout};
@@ -57,6 +57,8 @@ pub struct Replay<'a> {
     pub target: &'a dyn Connect,
     /// What it does about events that the target refuses; as the run before, if nothing.
     pub on_reject: Option<OnReject>,
+    /// How often it tries one again that is nacked; as the run before, if nothing.
+    pub nack_retries: Option<NackRetries>,
     /// Tells the time for the journal.
     pub clock: Clock,
     /// What reading and the window share.
@@ -117,10 +119,11 @@ impl Replay<'_> {
         }
         let mut rejects = RejectFile::open(&self.state.rejects_path(id), &standing)?;
         let on_reject = self.on_reject.unwrap_or(standing.on_reject);
+        let nack_retries = self.nack_retries.unwrap_or(standing.nack_retries);
         let selection = Arc::new(Selection::compile(self.plan.request.selection.clone())?);
         let mut counts = self.counts_to_go_on_with(&standing);
-        journal.began((self.clock)(), on_reject)?;
-        counts.runs += 1;
+        journal.began((self.clock)(), on_reject, nack_retries)?;
+        counts.runs = counts.runs.saturating_add(1);
         // What the run before may have repeated is counted even if this one is killed at once.
         journal.checkpoint(&counts, &standing.positions)?;
 
@@ -158,6 +161,7 @@ impl Replay<'_> {
                     OnReject::Skip { most: most.saturating_sub(counts.rejected) }
                 }
             },
+            nack_retries,
         };
         let publish = republish(
             self.target,

@@ -18,7 +18,8 @@ use dacapo_event::marking::Priority;
 use dacapo_event::{Digest, Timestamp};
 use dacapo_filter::{Selection, SelectionSpec};
 use dacapo_fuzz::Attack;
-use dacapo_republish::{OnReject, Pace};
+use dacapo_republish::{NackRetries, OnReject, Pace};
+use serde_json::Value;
 
 const HERE: &str = env!("CARGO_MANIFEST_DIR");
 
@@ -90,7 +91,7 @@ fn journal() -> Vec<u8> {
     let path = folder.path().join("journal");
     let (mut journal, _) = Journal::open(&path).unwrap();
     let positions = [("shop".parse().unwrap(), 17)].into();
-    journal.began(Timestamp::EPOCH, OnReject::Stop).unwrap();
+    journal.began(Timestamp::EPOCH, OnReject::Stop, NackRetries::new(3).unwrap()).unwrap();
     journal.checkpoint(&Counts::default(), &positions).unwrap();
     journal.ended(Timestamp::EPOCH, Phase::Interrupted, &Counts::default(), &positions).unwrap();
     fs::read(path).unwrap()

@@ -24,5 +24,6 @@ pub use error::RepublishError;
 pub use pace::{Pace, Speed};
 pub use rejects::{OnReject, Reject, RejectKind, UnknownKind};
 pub use report::{Ended, How, Phase, Progress, Totals};
+pub use retry::NackRetries;
 pub use run::{Config, Journal, republish};
 pub use window::{Outgoing, WindowLimits};

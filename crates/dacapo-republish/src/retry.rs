@@ -14,15 +14,41 @@ const DELAY_MAX: Duration = Duration::from_secs(10);
 /// above that is about five and a half minutes: a broker's restart, or a cluster's failover.
 pub(crate) const LOSSES_MAX: u32 = 40;
 
-/// How often in a row one message may be nacked before it is rejected: as long, so that a full
-/// queue has time to drain.
-pub(crate) const NACKS_MAX: u32 = 40;
+/// How often a message that is nacked is published again before it is rejected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NackRetries(u32);
+
+impl NackRetries {
+    /// The most that may be asked for: with the delays above, a day.
+    pub const MAX: u32 = 8_640;
+
+    /// Unless told otherwise: as long as a lost connection is tried again, so that a full queue has
+    /// time to drain.
+    pub const DEFAULT: NackRetries = NackRetries(LOSSES_MAX - 1);
+
+    /// Returns so many retries, if that is not more than [`NackRetries::MAX`].
+    pub fn new(retries: u32) -> Option<Self> {
+        (retries <= Self::MAX).then_some(NackRetries(retries))
+    }
+
+    /// Returns how many they are.
+    pub fn get(self) -> u32 {
+        self.0
+    }
+}
+
+impl Default for NackRetries {
+    fn default() -> Self {
+        Self::DEFAULT
+    }
+}
 
 /// What is left of the budgets; both are refilled by any progress.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Retry {
     losses: u32,
     nacks: u32,
+    nack_retries: NackRetries,
 }
 
 /// The budget is used up.
@@ -30,23 +56,32 @@ pub(crate) struct Retry {
 pub(crate) struct Exhausted;
 
 impl Retry {
+    pub(crate) fn new(nack_retries: NackRetries) -> Self {
+        Retry { losses: 0, nacks: 0, nack_retries }
+    }
+
     /// Notes a lost or refused connection; returns how long to wait.
     pub(crate) fn lost(&mut self) -> Result<Duration, Exhausted> {
-        Self::again(&mut self.losses, LOSSES_MAX)
+        Self::again(&mut self.losses, LOSSES_MAX - 1)
     }
 
     /// Notes a nack of the first unconfirmed message; returns how long to wait.
     pub(crate) fn nacked(&mut self) -> Result<Duration, Exhausted> {
-        Self::again(&mut self.nacks, NACKS_MAX)
+        Self::again(&mut self.nacks, self.nack_retries.0)
+    }
+
+    /// Returns how often the first unconfirmed message was nacked once its budget is used up.
+    pub(crate) fn nacks_max(&self) -> u32 {
+        self.nack_retries.0 + 1
     }
 
     /// Notes that a message was confirmed.
     pub(crate) fn progressed(&mut self) {
-        *self = Retry::default();
+        *self = Retry::new(self.nack_retries);
     }
 
     fn again(count: &mut u32, most: u32) -> Result<Duration, Exhausted> {
-        if *count + 1 >= most {
+        if *count >= most {
             return Err(Exhausted);
         }
         let delay = DELAY_MIN.saturating_mul(2_u32.saturating_pow(*count)).min(DELAY_MAX);
@@ -61,7 +96,7 @@ mod tests {
 
     #[test]
     fn delays_double_up_to_the_longest_and_the_budget_ends() {
-        let mut retry = Retry::default();
+        let mut retry = Retry::new(NackRetries::new(2).unwrap());
         let delays: Vec<u64> = (1..LOSSES_MAX)
             .map(|_| u64::try_from(retry.lost().unwrap().as_millis()).unwrap())
             .collect();
@@ -69,7 +104,10 @@ mod tests {
         assert!(delays[8..].iter().all(|delay| *delay == 10_000));
         assert_eq!(retry.lost(), Err(Exhausted));
         assert!(retry.nacked().is_ok(), "nacks have their own budget");
+        assert!(retry.nacked().is_ok());
+        assert_eq!(retry.nacked(), Err(Exhausted));
         retry.progressed();
+        assert!(retry.nacked().is_ok());
         assert_eq!(retry.lost(), Ok(DELAY_MIN));
     }
 }

@@ -17,7 +17,7 @@ use crate::control::Operator;
 use crate::gate::{Gate, NoDepth};
 use crate::pacer::{Admit, Pacer};
 use crate::rejects::{OnReject, Reject};
-use crate::retry::Retry;
+use crate::retry::{NackRetries, Retry};
 use crate::window::{Rejected, Settled, Window};
 use crate::{
     Control, Ended, How, Outgoing, Pace, Phase, Progress, RejectKind, RepublishError, Totals,
@@ -54,6 +54,8 @@ pub struct Config {
     pub window: WindowLimits,
     /// What to do about an event that the bus will not take.
     pub on_reject: OnReject,
+    /// How often an event that the bus nacks is published again before it will not take it.
+    pub nack_retries: NackRetries,
 }
 
 /// Keeps the checkpoint and the rejects.
@@ -106,7 +108,7 @@ where
         window: Window::new(config.window),
         pacer: Pacer::new(&config.pace, now),
         gate: Gate::new(config.pace.queue_depth_max),
-        retry: Retry::default(),
+        retry: Retry::new(config.nack_retries),
         on_reject: config.on_reject,
         journal,
         operator: Operator::new(control),

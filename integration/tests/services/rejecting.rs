@@ -217,6 +217,46 @@ fn killed_in_the_middle_and_resumed_every_refused_event_is_recorded_once() {
     assert_eq!(event_ids(&queue.take(EVENTS)), lost_ids());
 }
 
+/// A full queue nacks at once and for as long as nobody consumes it.
+#[test]
+fn an_event_nacked_as_often_as_was_allowed_is_recorded_passed_over_and_tried_again() {
+    const ROOM: usize = 10;
+    const SELECTED: usize = 13;
+    let platform = Platform::new();
+    platform.import(SELECTED);
+    let arguments = json!([["x-max-length", "I", ROOM], ["x-overflow", "S", "reject-publish"]]);
+    let queue = Queue::with_arguments("full", &arguments);
+    let args = ["replay", "--json", "--to-queue", queue.name(), "--window", "4"];
+    let output = platform.dacapo.run(args.iter().chain(&["--nack-retries", "1"]));
+    output.check(5);
+    let receipt = output.json();
+    check_receipt(&receipt, "rejected", SELECTED, ROOM);
+    let refusal = format!("event `{}` (nacked): nacked 2 times", id(ROOM));
+    assert_eq!(receipt["refusal"], refusal, "{receipt}");
+    let file = receipt["rejects"].as_str().unwrap().to_owned();
+    assert_eq!(rejects(&file), of_kind(vec![id(ROOM)], "nacked"));
+
+    // It goes on as it was told when it began, or this would take a quarter of an hour.
+    let replay = receipt["replay"].as_str().unwrap();
+    let output = platform.dacapo.run(["replay", "resume", replay, "--json", "--on-reject", "skip"]);
+    assert_eq!(check_passed_over(&output, SELECTED, SELECTED - ROOM), file);
+    let refused: Vec<String> = (ROOM..SELECTED).map(id).collect();
+    assert_eq!(rejects(&file), of_kind(refused.clone(), "nacked"));
+    assert!(std::fs::read_to_string(&file).unwrap().contains("nacked 2 times"));
+
+    // Still full: refused again, at the first nack.
+    let again = ["replay", "--json", "--rejects", &file, "--nack-retries", "0"];
+    let output = platform.dacapo.run(again);
+    output.check(5);
+    check_receipt(&output.json(), "rejected", SELECTED - ROOM, 0);
+    assert!(output.stderr.contains("nacked once"), "{output:?}");
+
+    assert_eq!(event_ids(&queue.take(SELECTED)), ids(ROOM));
+    let receipt = platform.dacapo.json(again);
+    check_receipt(&receipt, "completed", SELECTED - ROOM, SELECTED - ROOM);
+    assert_eq!(event_ids(&queue.take(SELECTED)), refused);
+}
+
 /// RabbitMQ closes the channel over a body of more than `max_message_size`; a property that is not
 /// UTF-8 cannot be sent by the client library.
 #[test]

@@ -109,6 +109,7 @@ pub async fn run(args: &ReplayArgs, settings: &Settings, output: &Output) -> any
         target: &*connect,
         on_reject,
         clock: settings.clock,
+        nack_retries: args.running.nack_retries(),
         memory: settings.memory,
     };
     carry_out(&replay, &args.running, signals, output).await
@@ -156,6 +157,7 @@ async fn resume(
         memory: settings.memory,
     };
     carry_out(&replay, running, signals, output).await
+        nack_retries: running.nack_retries(),
 }
 
 /// Makes sure that a saved plan's segments are what they were, and mentions newer ones.

@@ -29,7 +29,7 @@ fn written(path: &Path, checkpoints: u64) -> (Vec<u8>, Vec<Standing>) {
     let mut standings = vec![Standing::default()];
     let (mut journal, _) = Journal::open(path).unwrap();
     let mut note = || standings.push(Journal::read(path).unwrap());
-    journal.began(at(1), OnReject::Stop).unwrap();
+    journal.began(at(1), OnReject::Stop, NackRetries::DEFAULT).unwrap();
     note();
     for n in 1..=checkpoints {
         journal.checkpoint(&counts(n, 1), &positions(&[("a", n), ("b", n / 2)])).unwrap();
@@ -49,7 +49,7 @@ async fn what_is_written_is_read_back_by_a_reader_and_after_reopening() {
     assert_eq!(standing, Standing::default());
     assert_eq!(Journal::read(&path).unwrap().phase, Phase::New);
 
-    journal.began(at(1), OnReject::Stop).unwrap();
+    journal.began(at(1), OnReject::Stop, NackRetries::DEFAULT).unwrap();
     let expected = Standing {
         phase: Phase::Running,
         began_at: Some(at(1)),
@@ -57,6 +57,7 @@ async fn what_is_written_is_read_back_by_a_reader_and_after_reopening() {
         counts: counts(0, 1),
         on_reject: OnReject::Stop,
         at_reject: false,
+        nack_retries: NackRetries::DEFAULT,
     };
     assert_eq!(Journal::read(&path).unwrap(), expected);
 
@@ -68,7 +69,7 @@ async fn what_is_written_is_read_back_by_a_reader_and_after_reopening() {
     // Killed; a second run ends in order.
     let (mut journal, standing) = Journal::open(&path).unwrap();
     assert_eq!(standing, running);
-    journal.began(at(7), OnReject::Stop).unwrap();
+    journal.began(at(7), OnReject::Stop, NackRetries::DEFAULT).unwrap();
     journal.ended(at(8), Phase::Completed, &counts(9, 2), &positions(&[("a", 9)])).unwrap();
     let expected = Standing {
         phase: Phase::Completed,
@@ -84,7 +85,7 @@ async fn what_is_written_is_read_back_by_a_reader_and_after_reopening() {
 async fn positions_of_streams_that_a_record_does_not_name_stay() {
     let (_dir, path) = journal();
     let (mut journal, _) = Journal::open(&path).unwrap();
-    journal.began(at(1), OnReject::Stop).unwrap();
+    journal.began(at(1), OnReject::Stop, NackRetries::DEFAULT).unwrap();
     journal.checkpoint(&counts(5, 1), &positions(&[("a", 5), ("b", 2)])).unwrap();
     journal.checkpoint(&counts(6, 1), &positions(&[("b", 3), ("c", 1)])).unwrap();
     let expected = positions(&[("a", 5), ("b", 3), ("c", 1)]);
@@ -96,7 +97,7 @@ async fn every_phase_is_read_back() {
     for phase in [Phase::Interrupted, Phase::Rejected, Phase::Completed, Phase::Cancelled] {
         let (_dir, path) = journal();
         let (mut journal, _) = Journal::open(&path).unwrap();
-        journal.began(at(1), OnReject::Stop).unwrap();
+        journal.began(at(1), OnReject::Stop, NackRetries::DEFAULT).unwrap();
         journal.ended(at(2), phase, &counts(1, 1), &Positions::new()).unwrap();
         assert_eq!(Journal::read(&path).unwrap().phase, phase);
         let ended = matches!(phase, Phase::Completed | Phase::Cancelled);
@@ -199,11 +200,12 @@ async fn a_journal_that_grew_is_replaced_by_one_that_says_the_same() {
     // Killed while it replaced one before.
     fs::write(dir.path().join("journal.tmp"), "torn").unwrap();
     let (mut journal, _) = Journal::open(&path).unwrap();
-    journal.began(at(1), OnReject::Stop).unwrap();
+    journal.began(at(1), OnReject::Stop, NackRetries::DEFAULT).unwrap();
     drop(journal);
     let (mut journal, _) = Journal::open(&path).unwrap();
     journal.grown_max = 2_000;
-    journal.began(at(5), OnReject::Stop).unwrap();
+    let few = NackRetries::new(2).unwrap();
+    journal.began(at(5), OnReject::Skip { most: 7 }, few).unwrap();
     let mut longest = 0;
     for n in 1..=200 {
         let now = positions(&[("a", n), ("b", n / 2)]);
@@ -213,8 +215,9 @@ async fn a_journal_that_grew_is_replaced_by_one_that_says_the_same() {
             began_at: Some(at(1)),
             positions: now,
             counts: counts(n, 2),
-            on_reject: OnReject::Stop,
             at_reject: false,
+            on_reject: OnReject::Skip { most: 7 },
+            nack_retries: few,
         };
         assert_eq!(Journal::read(&path).unwrap(), expected);
         longest = longest.max(fs::metadata(&path).unwrap().len());
@@ -223,6 +226,6 @@ async fn a_journal_that_grew_is_replaced_by_one_that_says_the_same() {
     drop(journal);
     let (mut journal, standing) = Journal::open(&path).unwrap();
     assert_eq!((standing.counts.runs, standing.counts.confirmed), (2, 200));
-    journal.began(at(9), OnReject::Stop).unwrap();
+    journal.began(at(9), OnReject::Stop, NackRetries::DEFAULT).unwrap();
     assert_eq!(Journal::read(&path).unwrap().counts.runs, 3);
 }

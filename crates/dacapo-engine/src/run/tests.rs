@@ -68,6 +68,7 @@ impl World {
             store,
             target,
             on_reject: None,
+            nack_retries: None,
             clock,
             memory: MemoryBudget::DEFAULT,
         }

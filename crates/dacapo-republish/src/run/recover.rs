@@ -7,7 +7,7 @@ use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 use super::{Journal, Run};
 use crate::rejects::{Reject, Verdict};
-use crate::retry::{Exhausted, LOSSES_MAX, NACKS_MAX};
+use crate::retry::{Exhausted, LOSSES_MAX};
 use crate::window::Refusal;
 use crate::{Ended, How, Phase, RejectKind, RepublishError};
 
@@ -70,7 +70,11 @@ impl<P, J: Journal<P>> Run<'_, P, J> {
                     Ok(())
                 }
                 Err(Exhausted) => {
-                    self.give_up(RejectKind::Nacked, &format!("nacked {NACKS_MAX} times"))
+                    let times = match self.retry.nacks_max() {
+                        1 => "once".to_owned(),
+                        times => format!("{times} times"),
+                    };
+                    self.give_up(RejectKind::Nacked, &format!("nacked {times}"))
                 }
             },
         }

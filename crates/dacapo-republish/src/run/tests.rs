@@ -246,6 +246,24 @@ async fn a_queue_that_stays_full_rejects_the_first_event_it_would_not_take() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_event_is_tried_again_as_often_as_was_asked_for() {
+    for (retries, told) in [(0, "nacked once"), (1, "nacked 2 times"), (5, "nacked 6 times")] {
+        let fixture = Fixture::with(QueueOptions { length_max: 5, ..QueueOptions::default() });
+        let target = fixture.target(Vec::new(), DELAY);
+        let nack_retries = NackRetries::new(retries).unwrap();
+        let config = Config { nack_retries, ..Config::default() };
+        let ended = fixture.run(&target, batches(1..=6, 6), &config).await;
+        match ended.how {
+            How::Rejected { id, reason, .. } => {
+                assert_eq!((id.as_str(), reason.as_str()), ("e-6", told));
+            }
+            how => panic!("{how:?}"),
+        }
+        assert_eq!(ended.totals.retries, u64::from(retries));
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_full_queue_that_drains_gets_everything_in_order() {
     let fixture = Fixture::with(QueueOptions { length_max: 5, ..QueueOptions::default() });
     let target = fixture.target(Vec::new(), DELAY);

@@ -241,6 +241,7 @@ impl Story<'_> {
             store,
             target: &*target,
             on_reject: None,
+            nack_retries: None,
             clock,
             memory: self.settings.memory,
         };
