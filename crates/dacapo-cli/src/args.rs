@@ -332,6 +332,10 @@ impl RunningArgs {
 #[derive(Debug, Subcommand)]
 pub enum ReplayCommand {
     /// Go on with a replay that was interrupted or killed
+    ///
+    /// A broker or a store that does not answer at the start ends it at once, with status 8 and
+    /// nothing changed, as it does for `dacapo replay`: the address may be wrong. Once it publishes, a
+    /// lost connection is tried again for five and a half minutes.
     Resume {
         /// Its id, or the beginning or end of it
         id: String,

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::Context;
 use dacapo_archive::store::Store;
 use dacapo_bus::file::Existing;
 use dacapo_engine::EngineError;
@@ -108,8 +109,8 @@ pub async fn run(args: &ReplayArgs, settings: &Settings, output: &Output) -> any
         store,
         target: &*connect,
         on_reject,
-        clock: settings.clock,
         nack_retries: args.running.nack_retries(),
+        clock: settings.clock,
         memory: settings.memory,
     };
     carry_out(&replay, &args.running, signals, output).await
@@ -132,7 +133,10 @@ async fn resume(
     let phase = standing.phase;
     if phase.is_resumable() {
         target::refuse_shortened(&plan.request.target, standing.counts.confirmed)?;
-        let mut found = look_again(&plan, standing.counts.confirmed, checks, settings).await?;
+        let found = look_again(&plan, standing.counts.confirmed, checks, settings).await;
+        // The same as at the first start: a wrong URL is told at once, and whoever starts it again
+        // decides how long to wait for a broker that is down.
+        let mut found = found.with_context(|| as_it_was(&locked.id))?;
         preflight::refuse(&found)?;
         found.remember(&plan.preflight);
         plan.preflight = found;
@@ -153,11 +157,18 @@ async fn resume(
         store,
         target: &*connect,
         on_reject,
+        nack_retries: running.nack_retries(),
         clock: settings.clock,
         memory: settings.memory,
     };
     carry_out(&replay, running, signals, output).await
-        nack_retries: running.nack_retries(),
+}
+
+/// Says that a resumed replay has not begun, before the reason.
+fn as_it_was(id: &ReplayId) -> String {
+    format!(
+        "replay `{id}` does not go on and is as it was; start `dacapo replay resume {id}` again once this is mended"
+    )
 }
 
 /// Makes sure that a saved plan's segments are what they were, and mentions newer ones.

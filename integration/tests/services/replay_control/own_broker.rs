@@ -3,6 +3,7 @@
 
 use dacapo_integration::dacapo::{Dacapo, Running};
 use dacapo_integration::folder::RunFolder;
+use dacapo_integration::process::Signal;
 use dacapo_integration::rabbit::Rabbit;
 use dacapo_integration::secrets::Secrets;
 use dacapo_integration::wait;
@@ -145,4 +146,40 @@ fn a_broker_that_dies_in_the_middle_loses_nothing_and_no_output_tells_the_passwo
     let mut secrets = Secrets::default();
     secrets.add("test", SECRET.as_bytes());
     assert_eq!(secrets.told(seen.concat().as_bytes()), None);
+}
+
+/// Whether the URL is wrong or the broker down cannot be told, so a resumed replay waits no longer
+/// than a new one.
+#[test]
+fn a_replay_resumed_while_the_broker_is_down_ends_at_once_and_is_as_it_was() {
+    let folder = RunFolder::create().unwrap();
+    let mut rabbit = Rabbit::start(&folder.path().join("rabbit")).unwrap();
+    let url = rabbit.amqp_url();
+    let platform = Platform::on(&url, Dacapo::new());
+    platform.import(EVENTS);
+    ask(&url, json!({ "op": "declare_queue", "queue": QUEUE }));
+    let pace = ["--to-queue", QUEUE, "--rate", "500", "--window", "50"];
+    let (replay, id) = platform.start_replay(&pace);
+    await_depth(&url, 100);
+    replay.signal(Signal::Interrupt).unwrap();
+    replay.wait(DEADLINE).check(6);
+    let arrived = event_ids(&take(&url));
+    let shown = || platform.dacapo.json(["replays", "show", &id, "--json"]);
+    let before = shown();
+
+    rabbit.ctl(&["eval", "[dets:sync(Table) || Table <- dets:all()]."]).unwrap();
+    rabbit.kill().unwrap();
+    for _ in 0..2 {
+        let output = platform.dacapo.spawn(["replay", "resume", &id]).wait(DEADLINE);
+        output.check(8);
+        for words in ["does not go on and is as it was", &format!("dacapo replay resume {id}")] {
+            assert!(output.stderr.contains(words), "no “{words}” in {output:?}");
+        }
+        assert_eq!(shown(), before);
+    }
+    rabbit.start_again().unwrap();
+    let receipt = platform.dacapo.json(["replay", "resume", &id, "--json"]);
+    check_receipt(&receipt, "completed", EVENTS, EVENTS);
+    let arrived = [arrived, event_ids(&take(&url))].concat();
+    assert_eq!(arrived, ids(EVENTS), "none is lost, and none comes twice");
 }
