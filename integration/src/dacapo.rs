@@ -35,7 +35,8 @@ pub struct Dacapo {
     variables: Vec<(String, String)>,
 }
 
-/// The folder of an installation; that no file in it tells a secret is checked when it is dropped.
+/// The folder of an installation; that no file in it tells a secret, and no object of its archive on
+/// the S3 server under test, is checked when it is dropped.
 #[derive(Debug)]
 struct Folder {
     folder: TempDir,
@@ -43,6 +44,8 @@ struct Folder {
     inputs: Mutex<Vec<PathBuf>>,
     /// Those of all commands so far.
     secrets: Mutex<Secrets>,
+    /// Where the archive is on the S3 server under test, if it is there.
+    prefix: Option<String>,
 }
 
 /// How a command ended.
@@ -108,7 +111,8 @@ impl Dacapo {
     pub fn of_binary(binary: PathBuf) -> Self {
         let folder = TempDir::new().expect("there is room for a temporary folder");
         let archive = folder.path().join("archive").display().to_string();
-        let folder = Folder { folder, inputs: Mutex::default(), secrets: Mutex::default() };
+        let folder =
+            Folder { folder, inputs: Mutex::default(), secrets: Mutex::default(), prefix: None };
         Dacapo { binary, folder, archive, variables: Vec::new() }
     }
 
@@ -119,8 +123,10 @@ impl Dacapo {
     #[track_caller]
     pub fn on_s3() -> Self {
         let s3 = services::s3();
-        let archive = format!("s3://{}/{}", s3.bucket, services::unique("archive"));
+        let prefix = services::unique("archive");
+        let archive = format!("s3://{}/{prefix}", s3.bucket);
         let mut dacapo = Dacapo { archive, ..Dacapo::new() };
+        dacapo.folder.prefix = Some(prefix);
         dacapo.set("AWS_ENDPOINT_URL", &s3.endpoint);
         dacapo
     }
@@ -435,6 +441,12 @@ impl Drop for Folder {
         let told = secrets.told_by_files(self.folder.path(), &inputs);
         let told = told.expect("the installation's files are readable");
         assert!(told.is_empty(), "files tell secrets: {told:?}");
+        #[cfg(feature = "services")]
+        if let Some(prefix) = &self.prefix {
+            let told = crate::stored::told_by_objects(prefix, &secrets);
+            let told = told.expect("the S3 server under test answers");
+            assert!(told.is_empty(), "objects tell secrets: {told:?}");
+        }
     }
 }
 

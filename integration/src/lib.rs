@@ -24,6 +24,8 @@ pub mod servers;
 
 pub mod dacapo;
 pub mod services;
+#[cfg(feature = "services")]
+pub mod stored;
 pub mod witness;
 
 pub mod campaign;

@@ -85,7 +85,9 @@ fn a_lost_broker_is_made_again_from_what_the_archive_kept() {
     let shown = platform.dacapo.run(["archive", "definitions"]);
     shown.check(0);
     assert!(names(&shown.json()), "{shown:?}");
-    assert!(!shown.stdout.contains("sesame") && !shown.stdout.contains("watcher"), "{shown:?}");
+    for told in ["sesame", "watcher", "password", "permissions", "users"] {
+        assert!(!shown.stdout.contains(told), "“{told}” in {shown:?}");
+    }
 
     let file = platform.dacapo.file("definitions.json", &shown.stdout);
     let again = Rabbit::start(&folder.path().join("again")).unwrap();

@@ -7,22 +7,13 @@ use std::sync::Arc;
 use bytes::Bytes;
 use dacapo_archive::store::conformance::check_store;
 use dacapo_archive::store::{ByteRange, ObjectKey, Put, Store, StoreError};
-use dacapo_integration::services;
+use dacapo_integration::{services, stored};
 use dacapo_s3::{S3Credentials, S3Options, S3Store};
 use futures::future::join_all;
 
 /// Returns options for the server, with a prefix that no other test has.
 fn options() -> S3Options {
-    let server = services::s3();
-    S3Options {
-        endpoint: Some(server.endpoint),
-        region: Some(server.region),
-        credentials: Some(S3Credentials {
-            access_key_id: server.access_key,
-            secret_access_key: server.secret_key,
-        }),
-        ..S3Options::new(server.bucket, &services::unique("s3-store"))
-    }
+    stored::options(&services::unique("s3-store"))
 }
 
 async fn connect(options: S3Options) -> S3Store {
