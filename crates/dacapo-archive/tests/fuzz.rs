@@ -11,6 +11,7 @@ use dacapo_archive::store::memory::MemoryStore;
 use dacapo_archive::store::{ObjectKey, Store};
 use dacapo_archive::{
     ArchiveError, ColumnSet, PageBounds, PrunedBy, Rows, Segment, SegmentBuilder, chain,
+    compaction, verified,
 };
 use dacapo_event::{
     Digest, Event, FieldTable, FieldValue, Message, Properties, ShortStr, Timestamp,
@@ -109,7 +110,14 @@ async fn read(bytes: Bytes) -> Result<Vec<Event>, ArchiveError> {
 #[test]
 fn a_damaged_segment_is_refused_or_read_as_it_was() {
     let (whole, others) = (events(), [event(41), event(42)]);
-    let written: Vec<Event> = whole.iter().chain(&others).cloned().collect();
+    let mut written: Vec<Event> = whole.iter().chain(&others).cloned().collect();
+    let kept = std::fs::read_dir(format!("{HERE}/tests/corpus/segment")).unwrap();
+    for file in kept {
+        let bytes = std::fs::read(file.unwrap().path()).unwrap();
+        // Those that were once misread are refused.
+        written.extend(block_on(read(bytes.into())).unwrap_or_default());
+    }
+    assert!(written.len() > 100, "the corpus is read");
     let seeds = [segment(&whole), segment(&others), output(&whole)];
     Attack::new(HERE, "segment", SEGMENT_MEMORY).seeds(seeds).run(|bytes| {
         if let Ok(events) = block_on(read(Bytes::copy_from_slice(bytes))) {
@@ -140,10 +148,18 @@ fn a_damaged_chain_entry_or_head_is_refused() {
         block_on(async {
             let store = MemoryStore::new();
             let stream = "shop".parse().unwrap();
-            for place in ["chain/shop/00000000000000000001.json", "heads/shop.json", COMPACTION] {
-                let key: ObjectKey = place.parse().unwrap();
+            for key in [
+                "chain/shop/00000000000000000001.json",
+                COMPACTION,
+                "heads/shop.json",
+                "verified.json",
+            ] {
+                let key: ObjectKey = key.parse().unwrap();
                 store.put_new(&key, Bytes::copy_from_slice(bytes)).await.unwrap();
             }
+            drop(compaction::entry(&store, &stream, 1).await);
+            drop(compaction::entries_of(&store, &stream).await);
+            drop(verified::last(&store).await);
             drop(chain::entry(&store, &stream, 1).await);
             drop(chain::head(&store, &stream).await);
             drop(chain::heads(&store).await);

@@ -4,6 +4,7 @@
 #![cfg(test)]
 
 use std::fs;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use dacapo_bus::broker::{Node, Queue, Setting, Topology};
 use dacapo_engine::journal::{Counts, Journal, Phase};
@@ -12,6 +13,7 @@ use dacapo_engine::plan_json;
 use dacapo_engine::preflight::{
     Check, Facts, Finding, Load, Preflight, Severity, Unchecked, Wishes, check,
 };
+use dacapo_engine::rejects;
 use dacapo_engine::request::{Request, Target, WINDOW_DEFAULT};
 use dacapo_engine::survey::TargetFacts;
 use dacapo_event::marking::Priority;
@@ -145,6 +147,35 @@ fn use_it(plan: &Plan) {
     }
     drop(plan.streams(&[("shop".parse().unwrap(), u64::MAX)].into()));
     drop(Selection::compile(plan.request.selection.clone()));
+}
+
+#[test]
+fn reject_files_are_refused_or_name_events() {
+    /// Gives each line that is an object the checksum that it should have.
+    fn mend(file: &mut Vec<u8>) {
+        let lines = file.split(|byte| *byte == b'\n').map(|line| {
+            let Ok(Value::Object(mut members)) = serde_json::from_slice(line) else {
+                return line.to_vec();
+            };
+            members.remove("check");
+            let unchecked = Value::Object(members.clone()).to_string();
+            let check = format!("{:08x}", crc32fast::hash(unchecked.as_bytes()));
+            members.insert("check".to_owned(), check.into());
+            Value::Object(members).to_string().into_bytes()
+        });
+        *file = lines.collect::<Vec<_>>().join(&b'\n');
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("rejects.jsonl");
+    let read = AtomicU64::new(0);
+    Attack::new(HERE, "rejects", MEMORY).mend(mend).slow(4).run(|bytes| {
+        fs::write(&path, bytes).unwrap();
+        if let Ok(again) = rejects::read(&path) {
+            assert!(!again.places().is_empty());
+            read.fetch_add(1, Ordering::Relaxed);
+        }
+    });
+    assert!(read.into_inner() > 20, "mutations come past the checksum");
 }
 
 #[test]
