@@ -14,8 +14,9 @@ use dacapo_fuzz::Attack;
 
 const HERE: &str = env!("CARGO_MANIFEST_DIR");
 
-/// Pieces of the input, a row group, its pages and its segment.
-const MEMORY: usize = 48 * 1024 * 1024;
+/// Three lines as long as any, which a few kilobytes decode to (one is read while one waits and one
+/// is parsed), and a row group, its pages and its segment.
+const MEMORY: usize = 256 * 1024 * 1024;
 
 fn config() -> ImportConfig {
     ImportConfig {

@@ -1,7 +1,7 @@
-//! Pages of texts, held against what they claim before the decoder gets them.
+//! Pages, held against what they claim before the decoder gets them.
 //!
 //! Parquet's decoder of plain byte arrays believes that a page has as many values as its header
-//! says, and panics where it has not.
+//! says, and that a dictionary came before what refers to it; it panics where that is not so.
 
 use bytes::{Buf, Bytes};
 use parquet::basic::Encoding;
@@ -13,15 +13,25 @@ pub(crate) struct Sound<R> {
     pages: R,
     texts: bool,
     optional: bool,
+    /// Whether the decoder has a dictionary, or can take one.
+    dictionary: bool,
 }
 
 impl<R: PageReader> Sound<R> {
     /// Reads the pages of a column of texts (byte arrays) or numbers, which may be absent or not.
     pub(crate) fn new(pages: R, texts: bool, optional: bool) -> Self {
-        Sound { pages, texts, optional }
+        Sound { pages, texts, optional, dictionary: false }
     }
 
-    fn check(&self, page: &Page) -> Result<()> {
+    fn check(&mut self, page: &Page) -> Result<()> {
+        match page {
+            Page::DictionaryPage { .. } => self.dictionary = true,
+            page if refers(page.encoding()) && !self.dictionary => {
+                let problem = "a page refers to a dictionary that is not there".to_owned();
+                return Err(ParquetError::General(problem));
+            }
+            _ => {}
+        }
         if !self.texts {
             return Ok(());
         }
@@ -45,6 +55,11 @@ impl<R: PageReader> Sound<R> {
             Err(ParquetError::General("a page has fewer texts than it claims".to_owned()))
         }
     }
+}
+
+/// Returns whether values of this encoding are places in a dictionary.
+fn refers(encoding: Encoding) -> bool {
+    matches!(encoding, Encoding::RLE_DICTIONARY | Encoding::PLAIN_DICTIONARY)
 }
 
 /// Returns whether so many texts follow, each with its length (4 bytes, little-endian) before it.
@@ -115,7 +130,9 @@ impl<R: PageReader> Iterator for Sound<R> {
 impl<R: PageReader> PageReader for Sound<R> {
     fn get_next_page(&mut self) -> Result<Option<Page>> {
         let page = self.pages.get_next_page()?;
-        page.iter().try_for_each(|page| self.check(page))?;
+        if let Some(page) = &page {
+            self.check(page)?;
+        }
         Ok(page)
     }
 
@@ -124,6 +141,10 @@ impl<R: PageReader> PageReader for Sound<R> {
     }
 
     fn skip_next_page(&mut self) -> Result<()> {
+        // A dictionary that is skipped is put off: the decoder takes it when a page refers to it.
+        if self.pages.peek_next_page()?.is_some_and(|page| page.is_dict) {
+            self.dictionary = self.pages.supports_deferred_dictionary();
+        }
         self.pages.skip_next_page()
     }
 
@@ -137,7 +158,9 @@ impl<R: PageReader> PageReader for Sound<R> {
 
     fn take_deferred_dictionary(&mut self) -> Result<Option<Page>> {
         let page = self.pages.take_deferred_dictionary()?;
-        page.iter().try_for_each(|page| self.check(page))?;
+        if let Some(page) = &page {
+            self.check(page)?;
+        }
         Ok(page)
     }
 }
