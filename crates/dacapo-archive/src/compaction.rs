@@ -45,6 +45,10 @@ pub struct Input {
     /// Its digest.
     #[serde(with = "digest_text")]
     pub digest: Digest,
+    /// The hour that it was filed under; its date is that of the output. Outputs of before it was
+    /// kept have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hour: Option<u8>,
 }
 
 /// An event that is not in an output, because the same event is there already.
@@ -96,6 +100,44 @@ mod digest_text {
     }
 }
 
+impl Input {
+    /// Returns what an output says of this segment, once it is one of its inputs.
+    pub(crate) fn of(entry: &ChainEntry) -> Self {
+        Input {
+            first: entry.first,
+            last: entry.last,
+            bytes: entry.size,
+            digest: entry.digest,
+            hour: layout::hour_of(&entry.segment),
+        }
+    }
+
+    /// Returns the key that it had as an input of this output; nothing if that is not known.
+    pub(crate) fn key_within(&self, output: &ChainEntry) -> Option<ObjectKey> {
+        match self.hour {
+            Some(hour) => layout::input_of(&output.segment, hour, self.first),
+            None if self.first == output.first => layout::first_input_of(&output.segment),
+            None => None,
+        }
+    }
+
+    /// Returns whether this chain entry is its own, as an input of this output, as far as the
+    /// output tells: of what was before it, nothing.
+    pub(crate) fn is_of(&self, entry: &ChainEntry, output: &ChainEntry) -> bool {
+        let is_in_place = match self.key_within(output) {
+            Some(key) => entry.segment == key,
+            None => {
+                let stream = layout::stream_of(&output.segment);
+                stream.is_some_and(|stream| {
+                    layout::parse_segment(&entry.segment) == Some((stream, self.first))
+                })
+            }
+        };
+        let said = (entry.first, entry.last, entry.size, entry.digest);
+        said == (self.first, self.last, self.bytes, self.digest) && is_in_place
+    }
+}
+
 impl Compaction {
     /// Returns what is wrong with it as that of an output over these sequences.
     pub(crate) fn problem(&self, first: Sequence, last: Sequence) -> Option<&'static str> {
@@ -105,6 +147,9 @@ impl Compaction {
                 return Some("its inputs do not follow each other");
             }
             next = input.last.checked_add(1);
+            if input.hour.is_some_and(|hour| hour >= layout::HOURS) {
+                return Some("its inputs were filed under an hour that no day has");
+            }
         }
         if self.inputs.last().is_none_or(|input| input.last != last) {
             return Some("its inputs are not its sequences");
@@ -174,9 +219,8 @@ impl CompactionEntry {
 
     fn from_bytes(key: &ObjectKey, bytes: &[u8]) -> Result<Self, ArchiveError> {
         let json: CompactionEntryJson = chain::from_json(key, bytes)?;
-        if json.checksum != json.computed_checksum() {
-            return Err(ArchiveError::damaged(key, "its checksum does not agree with it"));
-        }
+        let agrees = json.checksum == json.computed_checksum();
+        chain::check_guarded(key, bytes, &json, json.output.format, agrees)?;
         Ok(CompactionEntry {
             output: ChainEntry::from_json(key, json.output)?,
             compacted_at: json
@@ -375,7 +419,8 @@ mod tests {
 
     #[test]
     fn a_list_of_inputs_or_repeats_that_cannot_be_right_is_refused() {
-        let input = |first, last| Input { first, last, bytes: 9, digest: Digest::of(b"x") };
+        let input =
+            |first, last| Input { first, last, bytes: 9, digest: Digest::of(b"x"), hour: None };
         let repeat = |sequence, repeat_of| Repeat { sequence, repeat_of };
         let check = |inputs: &[Input], dropped: &[Repeat], sound: bool| {
             let compaction = Compaction { inputs: inputs.to_vec(), dropped: dropped.to_vec() };
@@ -389,6 +434,8 @@ mod tests {
         check(&whole[..1], &[], false);
         check(&[input(5, 7), input(7, 9)], &[], false);
         check(&[input(5, 4), input(5, 9)], &[], false);
+        check(&[Input { hour: Some(23), ..input(5, 9) }], &[], true);
+        check(&[Input { hour: Some(24), ..input(5, 9) }], &[], false);
         check(&whole, &[repeat(5, 5)], false);
         check(&whole, &[repeat(6, 4)], false);
         check(&whole, &[repeat(10, 5)], false);

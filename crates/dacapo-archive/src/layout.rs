@@ -37,6 +37,9 @@ pub const COMPACTED: &str = "compacted/";
 /// Prefix of all compaction entries.
 pub const COMPACTIONS: &str = "compactions/";
 
+/// Hours of a day.
+pub(crate) const HOURS: u8 = 24;
+
 /// Digits of an output's digest in its key: two attempts at the same place never share one.
 const DIGEST_DIGITS: usize = 16;
 
@@ -107,13 +110,13 @@ pub fn compactions_of(stream: &StreamName) -> String {
 
 /// Returns the stream and first sequence of a segment's key, or nothing if it is not one.
 pub fn parse_segment(key: &ObjectKey) -> Option<(StreamName, Sequence)> {
-    let (stream, _, name) = parse_partitioned(key.as_str().strip_prefix(SEGMENTS)?)?;
+    let Partitioned { stream, name, .. } = parse_partitioned(key, SEGMENTS)?;
     Some((stream, parse_sequence(name)?))
 }
 
 /// Returns the stream and first sequence of an output's key, or nothing if it is not one.
 pub fn parse_compacted(key: &ObjectKey) -> Option<(StreamName, Sequence)> {
-    let (stream, _, name) = parse_partitioned(key.as_str().strip_prefix(COMPACTED)?)?;
+    let Partitioned { stream, name, .. } = parse_partitioned(key, COMPACTED)?;
     let (first, digits) = name.split_once('-')?;
     let hexadecimal = digits.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
     (digits.len() == DIGEST_DIGITS && hexadecimal).then_some(())?;
@@ -122,17 +125,48 @@ pub fn parse_compacted(key: &ObjectKey) -> Option<(StreamName, Sequence)> {
 
 /// Returns the date that a segment is filed under, as text.
 pub fn date_of(segment: &ObjectKey) -> Option<&str> {
-    Some(parse_partitioned(segment.as_str().strip_prefix(SEGMENTS)?)?.1)
+    Some(parse_partitioned(segment, SEGMENTS)?.date)
 }
 
-/// Returns the stream, the date and the bare file name.
-fn parse_partitioned(path: &str) -> Option<(StreamName, &str, &str)> {
-    let mut parts = path.split('/');
+/// Returns the hour that a segment is filed under; nothing if it is not written as we do.
+pub fn hour_of(segment: &ObjectKey) -> Option<u8> {
+    let digits = parse_partitioned(segment, SEGMENTS)?.hour;
+    let is_ours = digits.len() == 2 && digits.bytes().all(|b| b.is_ascii_digit());
+    let hour = is_ours.then(|| digits.parse().ok())?;
+    hour.filter(|hour| *hour < HOURS)
+}
+
+/// Returns the key of an input of an output, which is filed under the same date; nothing if that
+/// is not the key of an output.
+pub fn input_of(output: &ObjectKey, hour: u8, first: Sequence) -> Option<ObjectKey> {
+    let Partitioned { stream, date, .. } = parse_partitioned(output, COMPACTED)?;
+    Some(key(format!("{SEGMENTS}stream={stream}/date={date}/hour={hour:02}/{first:020}.parquet")))
+}
+
+/// Returns the key of the first input of an output; nothing if that is not the key of an output.
+pub fn first_input_of(output: &ObjectKey) -> Option<ObjectKey> {
+    parse_compacted(output)?;
+    let place = output.as_str().strip_prefix(COMPACTED)?.strip_suffix(".parquet")?;
+    let (place, _) = place.rsplit_once('-')?;
+    Some(key(format!("{SEGMENTS}{place}.parquet")))
+}
+
+/// What the key of a segment or of an output consists of.
+struct Partitioned<'a> {
+    stream: StreamName,
+    date: &'a str,
+    hour: &'a str,
+    /// Without the folders before it and the extension.
+    name: &'a str,
+}
+
+fn parse_partitioned<'a>(key: &'a ObjectKey, prefix: &str) -> Option<Partitioned<'a>> {
+    let mut parts = key.as_str().strip_prefix(prefix)?.split('/');
     let stream = parts.next()?.strip_prefix("stream=")?.parse().ok()?;
     let date = parts.next()?.strip_prefix("date=")?;
-    parts.next()?.strip_prefix("hour=")?;
+    let hour = parts.next()?.strip_prefix("hour=")?;
     let name = parts.next()?.strip_suffix(".parquet")?;
-    parts.next().is_none().then_some((stream, date, name))
+    parts.next().is_none().then_some(Partitioned { stream, date, hour, name })
 }
 
 /// Returns the stream and first sequence of the key of a segment or of an output.
@@ -158,6 +192,13 @@ fn parse_entry(path: &str) -> Option<(StreamName, Sequence)> {
 /// Returns the stream of a head's key, or nothing if it is not one.
 pub fn parse_head(key: &ObjectKey) -> Option<StreamName> {
     key.as_str().strip_prefix(HEADS)?.strip_suffix(".json")?.parse().ok()
+}
+
+/// Returns the stream that an object is a part of; nothing if it is no part of one.
+pub fn stream_of(key: &ObjectKey) -> Option<StreamName> {
+    let of_entry = || parse_chain_entry(key).or_else(|| parse_compaction_entry(key));
+    let place = parse_any_segment(key).or_else(of_entry);
+    place.map(|(stream, _)| stream).or_else(|| parse_head(key))
 }
 
 fn parse_sequence(digits: &str) -> Option<Sequence> {
@@ -259,7 +300,12 @@ mod tests {
         assert_eq!(parse_compacted(&output), Some((stream.clone(), 17)));
         assert_eq!((parse_segment(&output), parse_compacted(&segment)), (None, None));
         assert_eq!(compacted(&output, &Digest::of(b"abc")), None);
-        assert_eq!(date_of(&segment), Some("2026-11-23"));
+        assert_eq!((date_of(&segment), hour_of(&segment)), (Some("2026-11-23"), Some(8)));
+        assert_eq!(input_of(&output, 8, 17).as_ref(), Some(&segment));
+        assert_eq!(first_input_of(&output).as_ref(), Some(&segment));
+        for key in [&segment, &output, &entry, &chain_entry(&stream, 17), &head(&stream)] {
+            assert_eq!(stream_of(key).as_ref(), Some(&stream), "{key}");
+        }
         assert_eq!(parse_head(&head(&stream)), Some(stream));
     }
 

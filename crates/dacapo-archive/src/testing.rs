@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
-use dacapo_event::{Event, Message, StreamName, Timestamp};
+use dacapo_event::{Digest, Event, Message, StreamName, Timestamp};
 
+use crate::compact::{Mode, Options, compact};
 use crate::store::memory::MemoryStore;
 use crate::store::{ByteRange, ObjectKey, Store};
 use crate::{SegmentBuilder, StreamWriter, chain};
@@ -59,6 +61,90 @@ pub(crate) fn written(streams: &[(&str, u64)], word: &str) -> Objects {
         }
         objects(&store).await
     })
+}
+
+/// Whether the segments that were merged are still there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Inputs {
+    Kept,
+    Deleted,
+}
+
+/// Segments of each stream of a compacted archive, two events each.
+pub(crate) const COMPACTED: [(&str, u64); 2] = [("audit", 3), ("shop", 9)];
+
+/// Of this stream this segment is large enough to be its own output.
+const LARGE: (&str, u64) = ("shop", 4);
+
+/// Between the segments of a compacted archive: they are filed under several hours of one day.
+const MINUTES_APART: u64 = 25;
+
+/// The size of outputs there: two of the small segments. The one before the large one stays alone.
+const OUTPUT_BYTES: u64 = 8_000;
+
+/// Returns the objects of an archive that is compacted but for the last segment of each stream,
+/// which is its writer's. Every second segment begins with a repeat, which is dropped.
+pub(crate) fn compacted(word: &str, inputs: Inputs) -> Objects {
+    block_on(async {
+        let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
+        for (stream, segments) in COMPACTED {
+            for segment in 1..=segments {
+                append_to_be_merged(&store, stream, segment, word).await;
+            }
+        }
+        let options = Options {
+            streams: Vec::new(),
+            older_than: Duration::ZERO,
+            grace: Duration::ZERO,
+            output_bytes: OUTPUT_BYTES,
+            mode: Mode::Apply,
+            clock,
+        };
+        let keep = Options { grace: Duration::from_secs(60), ..options.clone() };
+        let options = if inputs == Inputs::Kept { keep } else { options };
+        compact(Arc::clone(&store), &options, |_| {}).await.unwrap();
+        objects(&store).await
+    })
+}
+
+async fn append_to_be_merged(store: &Arc<dyn Store>, stream: &str, segment: u64, word: &str) {
+    let name: StreamName = stream.parse().unwrap();
+    let mut writer = StreamWriter::open(Arc::clone(store), name.clone(), clock).await.unwrap();
+    let mut builder = SegmentBuilder::new(name, writer.next());
+    // All of it happened before the one moment.
+    let (_, segments) = COMPACTED.into_iter().find(|(name, _)| *name == stream).unwrap();
+    let before = (segments - segment) * MINUTES_APART * 60;
+    let archived_at = Timestamp::from_secs(1_800_000_000 - before);
+    let of_first = match (segment.is_multiple_of(2), LARGE == (stream, segment)) {
+        // That of the last event before, again.
+        (true, false) => builder.next() - 1,
+        _ => builder.next(),
+    };
+    for number in [of_first, builder.next() + 1] {
+        let body = match LARGE == (stream, segment) {
+            true => noise(word, number, OUTPUT_BYTES / 2),
+            false => format!("{word} {number}").into(),
+        };
+        let event = Event {
+            sequence: builder.next(),
+            archived_at,
+            time: clock(),
+            id: format!("e{number}"),
+            kind: "t".to_owned(),
+            key: None,
+            message: Message { body, ..Message::default() },
+        };
+        builder.push(event).unwrap();
+    }
+    let sealed = builder.seal(writer.tip(), archived_at, None).unwrap();
+    writer.append(&sealed).await.unwrap();
+}
+
+/// Returns bytes that no encoding makes smaller.
+fn noise(word: &str, number: u64, bytes: u64) -> Bytes {
+    let piece = |at: u64| Digest::of(format!("{word} {number} {at}").as_bytes());
+    let pieces = (0..bytes.div_ceil(64)).map(|at| piece(at).to_string());
+    pieces.collect::<String>().into()
 }
 
 pub(crate) async fn objects(store: &Arc<dyn Store>) -> Objects {

@@ -273,6 +273,7 @@ async fn check_stream(
             report.compacted += 1;
         } else {
             report.problems.push(missing(&entry, key));
+            outputs.check_unnamed(name, &entry, report);
         }
         committed.insert(entry.segment.clone());
         passed.push((entry.last, entry.digest));

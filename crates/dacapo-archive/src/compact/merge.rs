@@ -241,12 +241,7 @@ impl Work<'_> {
             Err((_, error)) => return Err(error),
         };
         let dropped = builder.dropped() as u64;
-        let inputs = group.inputs.iter().map(|input| Input {
-            first: input.entry.first,
-            last: input.entry.last,
-            bytes: input.entry.size,
-            digest: input.entry.digest,
-        });
+        let inputs = group.inputs.iter().map(|input| Input::of(&input.entry));
         let sealed = builder.seal_compacted(end.digest, &first, inputs.collect(), source_mark)?;
         check_readable(&sealed).await?;
         let output = ChainEntry::of(&sealed.summary);

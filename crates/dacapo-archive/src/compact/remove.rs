@@ -112,7 +112,7 @@ impl Work<'_> {
             return Err(ArchiveError::damaged(key, "it is no output of compaction"));
         };
         let name = &self.head.stream;
-        let mut chained = stream::iter(&made.inputs)
+        let mut pairs = stream::iter(&made.inputs)
             .map(|input| async move {
                 Ok::<_, ArchiveError>((
                     input,
@@ -120,12 +120,9 @@ impl Work<'_> {
                 ))
             })
             .buffered(READS_AT_ONCE);
-        while let Some(pair) = chained.next().await {
-            let (input, entry) = pair?;
-            let same = entry.is_some_and(|entry| {
-                (entry.first, entry.last, entry.size, entry.digest)
-                    == (input.first, input.last, input.bytes, input.digest)
-            });
+        while let Some(pair) = pairs.next().await {
+            let (input, chained) = pair?;
+            let same = chained.is_some_and(|chained| input.is_of(&chained, &entry.output));
             if !same {
                 let problem = format!(
                     "it says it was made of sequences {} to {}, which the chain does not",

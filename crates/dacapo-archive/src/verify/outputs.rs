@@ -17,7 +17,9 @@ use crate::{ArchiveError, Segment, layout};
 #[derive(Default)]
 pub(super) struct Outputs {
     /// The segments that they were made of, by first sequence, and which output it was.
-    inputs: BTreeMap<Sequence, (Input, Arc<ObjectKey>)>,
+    inputs: BTreeMap<Sequence, (Input, Arc<ChainEntry>)>,
+    /// Those that no entry names, by first sequence.
+    unnamed: BTreeMap<Sequence, ObjectKey>,
     /// Where they end, sound or not.
     last: Sequence,
 }
@@ -34,7 +36,7 @@ impl Outputs {
     ) -> Result<Self, ArchiveError> {
         let sizes: BTreeMap<&ObjectKey, u64> = objects.iter().map(|o| (&o.key, o.size)).collect();
         let mut outputs = Outputs::default();
-        let mut named = BTreeSet::new();
+        let (mut named, mut unreadable) = (BTreeSet::new(), BTreeSet::new());
         let mut before: Option<ChainEntry> = None;
         let mut reads = stream::iter(firsts)
             .map(|first| read(store, stream, *first, &sizes))
@@ -44,21 +46,24 @@ impl Outputs {
             let Output { key, entry, made, findings } = output?;
             report.problems.extend(findings);
             let Some(entry) = entry else {
+                unreadable.extend(layout::parse_compaction_entry(&key).map(|(_, first)| first));
                 before = None;
                 at_start = false;
                 continue;
             };
             let output = entry.output;
-            let expected = before.as_ref().map_or(1, |before| before.last + 1);
+            let expected = before.as_ref().map_or(1, |before| before.last.saturating_add(1));
             let known = before.is_some() || at_start;
-            if known && output.first != expected {
-                let problem = format!(
-                    "does not begin at sequence {expected}, where the output before it ends"
-                );
-                report.problem(&key, Some((output.first, output.last)), problem);
+            let sequences = Some((output.first, output.last));
+            if known && output.first > expected {
+                let missing = Some((expected, output.first - 1));
+                report.problem(layout::compaction_entry(stream, expected), missing, MISSING);
+            } else if known && output.first < expected {
+                let problem =
+                    format!("begins before the output before it ends, at {}", expected - 1);
+                report.problem(&key, sequences, problem);
             } else if known && output.previous != before.as_ref().map(|before| before.digest) {
-                let problem = "does not continue the output before it";
-                report.problem(&key, Some((output.first, output.last)), problem);
+                report.problem(&key, sequences, "does not continue the output before it");
             }
             at_start = false;
             named.insert(output.segment.clone());
@@ -69,7 +74,7 @@ impl Outputs {
             }
             if let Some((inputs, dropped)) = made {
                 report.dropped += dropped;
-                let of = Arc::new(output.segment.clone());
+                let of = Arc::new(output.clone());
                 let inputs = inputs.into_iter();
                 outputs.inputs.extend(inputs.map(|input| (input.first, (input, Arc::clone(&of)))));
             }
@@ -77,28 +82,52 @@ impl Outputs {
             before = Some(output);
         }
         for object in objects.iter().filter(|object| !named.contains(&object.key)) {
-            report.note(
-                &object.key,
-                "is an output of a compaction that was stopped or overtaken; it stands for nothing",
-            );
+            let place = layout::parse_compacted(&object.key);
+            let first = place.map(|(_, first)| first);
+            if first.is_some_and(|first| unreadable.contains(&first)) {
+                let problem = "is named by nothing now: its compaction entry is damaged";
+                report.problem(&object.key, None, problem);
+            } else {
+                let note = "is an output of a compaction that was stopped or overtaken; it stands \
+                            for nothing";
+                report.note(&object.key, note);
+            }
+            outputs.unnamed.extend(first.map(|first| (first, object.key.clone())));
         }
         Ok(outputs)
     }
 
-    /// Returns whether a sound output was made of this very segment; one that was made of another
-    /// one at its place is a problem.
+    /// Returns whether a sound output was made of this very segment and holds what was in it; one
+    /// that was made of another one at its place is a problem.
     pub(super) fn stand_for(&self, entry: &ChainEntry, report: &mut Report) -> bool {
         let Some((input, output)) = self.inputs.get(&entry.first) else { return false };
-        let same =
-            (input.last, input.bytes, input.digest) == (entry.last, entry.size, entry.digest);
+        let is_itself = layout::parse_segment(&output.segment).is_some();
+        let same = match is_itself {
+            true => Input::of(entry) == *input && entry.segment == output.segment,
+            false => input.is_of(entry, output),
+        };
         if !same {
             let problem = format!(
                 "was made of another segment at sequence {} than the chain names",
                 entry.first
             );
-            report.problem(output, Some((entry.first, entry.last)), problem);
+            report.problem(&output.segment, Some((entry.first, entry.last)), problem);
         }
-        same
+        // A segment that was taken over as it is stands for nothing but itself.
+        same && !is_itself
+    }
+
+    /// Looks for what else may be gone if a segment is and nothing stands for it.
+    pub(super) fn check_unnamed(
+        &self,
+        stream: &StreamName,
+        missing: &ChainEntry,
+        report: &mut Report,
+    ) {
+        let Some(output) = self.unnamed.get(&missing.first) else { return };
+        let problem = format!("{MISSING}, or a segment is that {output} was made of");
+        let sequences = Some((missing.first, missing.last));
+        report.problem(layout::compaction_entry(stream, missing.first), sequences, problem);
     }
 
     /// Holds where the outputs end against where the chain does.
@@ -144,11 +173,9 @@ async fn read(
     let named = &entry.output;
     let segment = &named.segment;
     let found = |problem: String| Finding::of(segment, Some((named.first, named.last)), problem);
-    let input =
-        Input { first: named.first, last: named.last, bytes: named.size, digest: named.digest };
     if entry.is_taken_over() {
         // Its bytes are checked in the stream's own chain.
-        output.made = Some((vec![input], 0));
+        output.made = Some((vec![Input::of(named)], 0));
     } else {
         match sizes.get(segment) {
             None => output.findings.push(found(MISSING.to_owned())),
