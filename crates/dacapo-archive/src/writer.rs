@@ -50,12 +50,17 @@ impl StreamWriter {
         });
         let mut writer = StreamWriter { store, stream, clock, tip };
         let mut leftovers = None;
+        let mut followed = None;
         loop {
             let next = writer.next();
             if let Some(entry) = chain::entry(&*writer.store, &writer.stream, next).await? {
-                let segment = writer.open_segment(&entry.segment, entry.size).await?;
-                writer.extend_to(segment.summary());
+                writer.follow(&entry, next)?;
+                followed = Some(entry);
                 continue;
+            }
+            // Of those before it nothing is needed: they may have been merged and deleted.
+            if let Some(entry) = followed.take() {
+                writer.read_end(&entry).await?;
             }
             // Listed at most once, and only after the chain is known to end here.
             let leftovers = match &mut leftovers {
@@ -158,6 +163,32 @@ impl StreamWriter {
             source_mark: tip.source_mark,
         };
         Ok(self.store.replace(&layout::head(&self.stream), head.to_bytes()).await?)
+    }
+
+    /// Goes on along the chain, without looking at the segment.
+    fn follow(&mut self, entry: &ChainEntry, next: Sequence) -> Result<(), ArchiveError> {
+        if entry.first != next || entry.last < next {
+            let key = layout::chain_entry(&self.stream, next);
+            return Err(ArchiveError::damaged(key, "it is the entry of another place"));
+        }
+        self.tip = Some(Tip {
+            segment: entry.segment.clone(),
+            last: entry.last,
+            digest: entry.digest,
+            source_mark: None,
+        });
+        Ok(())
+    }
+
+    /// Reads what only the last segment tells.
+    async fn read_end(&mut self, entry: &ChainEntry) -> Result<(), ArchiveError> {
+        let segment = self.open_segment(&entry.segment, entry.size).await?;
+        if ChainEntry::of(segment.summary()) != *entry {
+            let problem = "its footer and its chain entry contradict each other";
+            return Err(ArchiveError::damaged(&entry.segment, problem));
+        }
+        self.extend_to(segment.summary());
+        Ok(())
     }
 
     fn extend_to(&mut self, summary: &SegmentSummary) {

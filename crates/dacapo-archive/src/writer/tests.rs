@@ -3,8 +3,8 @@
 use dacapo_event::{Event, Message, Timestamp};
 
 use super::*;
-use crate::SegmentBuilder;
 use crate::store::memory::MemoryStore;
+use crate::{SegmentBuilder, testing};
 
 fn clock() -> Timestamp {
     Timestamp::from_secs(1_800_000_000)
@@ -89,6 +89,37 @@ async fn a_head_left_behind_by_a_killed_writer_is_moved() {
     assert_eq!(open(&store).await.next(), 7);
     assert_eq!(chain::head(&*store, &stream()).await.unwrap().unwrap().last, 6);
     assert_eq!(sound(&store).await.notes, []);
+}
+
+#[test]
+fn a_compacted_stream_without_a_head_is_gone_on_with_though_its_segments_are_deleted() {
+    let mut objects = testing::compacted("now", testing::Inputs::Deleted);
+    let head = objects.remove(&layout::head(&stream())).unwrap();
+    testing::block_on(async {
+        let store = testing::store_of(&objects).await;
+        assert_eq!(open(&store).await.next(), 19);
+        sound(&store).await;
+        let made = store.get(&layout::head(&stream()), ByteRange::Full).await.unwrap();
+        let [made, before] =
+            [made, head].map(|bytes| Head::from_bytes(&layout::head(&stream()), &bytes).unwrap());
+        assert_eq!((made.digest, made.segment), (before.digest, before.segment));
+    });
+}
+
+#[tokio::test]
+async fn an_end_of_the_chain_that_contradicts_its_segment_is_not_gone_on_with() {
+    let store = memory();
+    let mut writer = open(&store).await;
+    writer.append(&segment(&writer, 0, "a")).await.unwrap();
+    let entry = layout::chain_entry(&stream(), 1);
+    let text = store.get(&entry, ByteRange::Full).await.unwrap();
+    let text = String::from_utf8(text.to_vec()).unwrap();
+    let digest = writer.tip().unwrap().to_string();
+    let other = Digest::of(b"another").to_string();
+    store.replace(&entry, text.replace(&digest, &other).into()).await.unwrap();
+    store.delete(&layout::head(&stream())).await.unwrap();
+    let error = StreamWriter::open(Arc::clone(&store), stream(), clock).await.unwrap_err();
+    assert!(error.to_string().contains("contradict each other"), "{error}");
 }
 
 #[tokio::test]
