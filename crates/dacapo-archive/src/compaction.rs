@@ -217,6 +217,17 @@ impl CompactionEntry {
         chain::to_json(&json)
     }
 
+    /// Returns the entry that these bytes are, if they are the very bytes that a compaction puts.
+    ///
+    /// # Errors
+    /// They are not an entry, or one of a newer format, or were changed without changing what
+    /// they mean.
+    pub(crate) fn from_exact_bytes(key: &ObjectKey, bytes: &[u8]) -> Result<Self, ArchiveError> {
+        let entry = Self::from_bytes(key, bytes)?;
+        chain::check_exact(key, bytes, &chain::from_json::<CompactionEntryJson>(key, bytes)?)?;
+        Ok(entry)
+    }
+
     fn from_bytes(key: &ObjectKey, bytes: &[u8]) -> Result<Self, ArchiveError> {
         let json: CompactionEntryJson = chain::from_json(key, bytes)?;
         let agrees = json.checksum == json.computed_checksum();
@@ -262,10 +273,10 @@ pub(crate) async fn exact_entry(
     first: Sequence,
 ) -> Result<Option<CompactionEntry>, ArchiveError> {
     let key = layout::compaction_entry(stream, first);
-    let Some(bytes) = chain::get_if_there(store, &key).await? else { return Ok(None) };
-    let entry = CompactionEntry::from_bytes(&key, &bytes)?;
-    chain::check_exact(&key, &bytes, &chain::from_json::<CompactionEntryJson>(&key, &bytes)?)?;
-    Ok(Some(entry))
+    match chain::get_if_there(store, &key).await? {
+        Some(bytes) => CompactionEntry::from_exact_bytes(&key, &bytes).map(Some),
+        None => Ok(None),
+    }
 }
 
 /// Returns the first sequences of all compaction entries of a stream, rising.

@@ -37,6 +37,9 @@ pub const COMPACTED: &str = "compacted/";
 /// Prefix of all compaction entries.
 pub const COMPACTIONS: &str = "compactions/";
 
+/// Prefixes of all objects that are parts of streams.
+pub const OF_STREAMS: [&str; 5] = [HEADS, CHAIN, SEGMENTS, COMPACTIONS, COMPACTED];
+
 /// Hours of a day.
 pub(crate) const HOURS: u8 = 24;
 
@@ -121,6 +124,12 @@ pub fn parse_compacted(key: &ObjectKey) -> Option<(StreamName, Sequence)> {
     let hexadecimal = digits.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
     (digits.len() == DIGEST_DIGITS && hexadecimal).then_some(())?;
     Some((stream, parse_sequence(first)?))
+}
+
+/// Returns whether an output of this digest may have this key.
+pub fn is_named_by(output: &ObjectKey, digest: &Digest) -> bool {
+    let digits = &digest.to_string()[..DIGEST_DIGITS];
+    parse_compacted(output).is_some() && output.as_str().ends_with(&format!("-{digits}.parquet"))
 }
 
 /// Returns the date that a segment is filed under, as text.
@@ -298,6 +307,8 @@ mod tests {
             "compacted/stream=shop.v1/date=2026-11-23/hour=08/00000000000000000017-ba7816bf8f01cfea.parquet"
         );
         assert_eq!(parse_compacted(&output), Some((stream.clone(), 17)));
+        let named = [b"abc", b"abd"].map(|text| is_named_by(&output, &Digest::of(text)));
+        assert_eq!((named, is_named_by(&segment, &Digest::of(b"abc"))), ([true, false], false));
         assert_eq!((parse_segment(&output), parse_compacted(&segment)), (None, None));
         assert_eq!(compacted(&output, &Digest::of(b"abc")), None);
         assert_eq!((date_of(&segment), hour_of(&segment)), (Some("2026-11-23"), Some(8)));

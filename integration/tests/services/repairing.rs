@@ -23,8 +23,11 @@ fn objects(dacapo: &Dacapo) -> BTreeMap<String, Vec<u8>> {
     }
     let mut found = BTreeMap::new();
     let root = PathBuf::from(dacapo.archive());
-    for prefix in ["segments", "chain", "heads"] {
-        collect(&root, &root.join(prefix), &mut found);
+    for prefix in ["segments", "chain", "heads", "compacted", "compactions"] {
+        // The last two are only there if it is compacted.
+        if root.join(prefix).exists() {
+            collect(&root, &root.join(prefix), &mut found);
+        }
     }
     found
 }
@@ -99,6 +102,58 @@ fn a_lost_segment_is_listed_with_its_sequences_and_times_and_is_sound_when_it_is
 
     fs::write(path(&dacapo, segment), bytes).unwrap();
     dacapo.run(["archive", "repair"]).check(0);
+}
+
+#[test]
+fn where_segments_were_merged_and_deleted_their_entries_are_rebuilt_from_the_output() {
+    let dacapo = shop();
+    let all = dacapo.run(["events", "--json", "--limit", "0"]).ndjson();
+    let at_once = ["archive", "compact", "--older-than", "0s", "--grace", "0s", "--json"];
+    let deleted = &dacapo.json(at_once)["streams"][0]["deleted"];
+    let sound = objects(&dacapo);
+    let entries = chain(&dacapo);
+    assert_eq!(deleted.as_u64(), Some(entries.len() as u64 - 1));
+    let compaction = "compactions/shop/00000000000000000001.json";
+    let lost = [entries[0].as_str(), &entries[1], "heads/shop.json"];
+    for key in lost {
+        fs::remove_file(path(&dacapo, key)).unwrap();
+    }
+    fs::write(path(&dacapo, compaction), "{").unwrap();
+    dacapo.run(["archive", "verify"]).check(4);
+
+    let told = dacapo.json(["archive", "repair", "--dry-run", "--json"]);
+    let done = dacapo.json(["archive", "repair", "--json"]);
+    assert_eq!(told["mended"], done["mended"]);
+    let mended = [entries[0].as_str(), &entries[1], compaction, "heads/shop.json"];
+    assert_eq!(named(&done["mended"], "object"), mended);
+    // When it was made is not known any more.
+    let made = |bytes: &[u8]| {
+        let mut json: Value = serde_json::from_slice(bytes).unwrap();
+        for member in ["compacted_at", "checksum", "moved_at"] {
+            json.as_object_mut().unwrap().remove(member);
+        }
+        json
+    };
+    let result = objects(&dacapo);
+    assert_eq!(result.keys().collect::<Vec<_>>(), sound.keys().collect::<Vec<_>>());
+    for (key, before) in &sound {
+        match [compaction, "heads/shop.json"].contains(&key.as_str()) {
+            true => assert_eq!(made(&result[key]), made(before), "{key}"),
+            false => assert_eq!(&result[key], before, "{key}"),
+        }
+    }
+    dacapo.run(["archive", "verify"]).check(0);
+    assert_eq!(dacapo.run(["events", "--json", "--limit", "0"]).ndjson(), all);
+    assert_eq!(dacapo.json(["archive", "repair", "--json"])["mended"], Value::Array(vec![]));
+
+    // What nothing proves is listed, between the times of what is around it.
+    let output = sound.keys().find(|key| key.starts_with("compacted/")).unwrap();
+    fs::remove_file(path(&dacapo, output)).unwrap();
+    let report = dacapo.run(["archive", "repair", "--json"]);
+    report.check(4);
+    let remaining = &report.json()["remaining"][0];
+    assert_eq!(remaining["segment"], output.as_str());
+    assert!(remaining["before_time"].is_string(), "{remaining}");
 }
 
 #[test]

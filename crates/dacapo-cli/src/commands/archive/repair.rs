@@ -7,7 +7,7 @@ use dacapo_archive::store::Store;
 use dacapo_archive::store::overlay::Overlay;
 use dacapo_archive::verify::{Finding, verify};
 use dacapo_archive::{layout, verify};
-use dacapo_event::{StreamName, Timestamp};
+use dacapo_event::Timestamp;
 use dacapo_index::IndexError;
 use serde_json::{Value, json};
 
@@ -138,14 +138,8 @@ fn text(args: &RepairArgs, report: &Report, after: &verify::Report) -> String {
 
 /// Returns between which times the events happened that a finding concerns.
 fn times_around(report: &Report, finding: &Finding) -> (Option<Timestamp>, Option<Timestamp>) {
-    let stream = || -> Option<StreamName> {
-        let key = finding.key.parse().ok()?;
-        layout::parse_segment(&key)
-            .map(|(stream, _)| stream)
-            .or_else(|| layout::parse_chain_entry(&key).map(|(stream, _)| stream))
-            .or_else(|| layout::parse_head(&key))
-    };
-    match (stream(), finding.sequences) {
+    let stream = finding.key.parse().ok().and_then(|key| layout::stream_of(&key));
+    match (stream, finding.sequences) {
         (Some(stream), Some(sequences)) => report.times_around(&stream, sequences),
         _ => (None, None),
     }
