@@ -10,6 +10,7 @@ mod generated;
 mod limits;
 mod planted;
 mod prose;
+mod retention;
 
 use std::path::{Path, PathBuf};
 

@@ -136,6 +136,37 @@ async fn a_head_that_is_gone_is_named() {
     check(&problems(&store, &[]).await, &head, "is missing, and its chain ends at 4");
 }
 
+/// The recipe of docs/operations.md names these prefixes, which `integration/tests/workspace` holds
+/// it to.
+#[test]
+fn a_stream_that_is_removed_with_all_its_prefixes_leaves_a_sound_archive() {
+    let whole = testing::compacted("now", testing::Inputs::Kept);
+    testing::block_on(async {
+        let removed = |prefix: &'static str| {
+            move |key: &ObjectKey| {
+                let stream = layout::stream_of(key);
+                stream.is_some_and(|name| name.as_str() == "shop")
+                    && key.as_str().starts_with(prefix)
+            }
+        };
+        let without = |prefixes: &[&'static str]| {
+            let mut objects = whole.clone();
+            objects.retain(|key, _| !prefixes.iter().any(|prefix| removed(prefix)(key)));
+            objects
+        };
+        let of_streams = layout::OF_STREAMS;
+        for kept in of_streams {
+            let some: Vec<_> = of_streams.into_iter().filter(|prefix| *prefix != kept).collect();
+            let report =
+                verify(testing::store_of(&without(&some)).await, &[], |_| {}).await.unwrap();
+            assert!(!(report.problems.is_empty() && report.notes.is_empty()), "{kept}");
+        }
+        let all = testing::store_of(&without(&of_streams)).await;
+        let report = verify(all, &[], |_| {}).await.unwrap();
+        assert_eq!((report.problems, report.notes, report.streams), (vec![], vec![], 1));
+    });
+}
+
 /// The digest is taken with its own digits zeroed, so it says nothing of them.
 #[tokio::test]
 async fn a_letter_of_a_segments_own_digest_in_upper_case_is_found() {
