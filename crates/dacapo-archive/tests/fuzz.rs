@@ -10,8 +10,7 @@ use dacapo_archive::compaction::{self, Input};
 use dacapo_archive::store::memory::MemoryStore;
 use dacapo_archive::store::{ObjectKey, Store};
 use dacapo_archive::{
-    ArchiveError, ColumnSet, PageBounds, PrunedBy, Rows, Segment, SegmentBuilder, chain,
-    compaction, verified,
+    ArchiveError, ColumnSet, PageBounds, PrunedBy, Rows, Segment, SegmentBuilder, chain, verified,
 };
 use dacapo_event::{
     Digest, Event, FieldTable, FieldValue, Message, Properties, ShortStr, Timestamp,
@@ -62,7 +61,8 @@ fn output(events: &[Event]) -> Vec<u8> {
             _ => builder.push(event.clone()).unwrap(),
         }
     }
-    let input = |first, last| Input { first, last, bytes: 900, digest: Digest::of(b"x") };
+    let input =
+        |first, last| Input { first, last, bytes: 900, digest: Digest::of(b"x"), hour: Some(7) };
     let first = "segments/stream=shop/date=2027-01-15/hour=08/00000000000000000001.parquet";
     let inputs = vec![input(1, 25), input(26, 40)];
     let sealed = builder.seal_compacted(None, &first.parse().unwrap(), inputs, None).unwrap();

@@ -238,6 +238,7 @@ mod tests {
             &[json!({ "name": "cap", "pattern": "parked$", "apply-to": "all", "priority": 0,
                       "definition": { "message-ttl": 5_000, "max-length": 9 } })],
         );
+        let policies = policies.unwrap();
         let parked = imposed(&policies, "dacapo.archive.parked");
         assert_eq!(parked.message_ttl, set(5_000, "operator policy `cap`"));
         assert_eq!(parked.length_max, set(9, "operator policy `cap`"));

@@ -116,13 +116,13 @@ async fn a_replay_stands_at_its_reject_until_it_is_tried_again() {
         (standing.phase, standing.rejected())
     };
     for _ in 0..2 {
-        journal.began(at(1), OnReject::Stop).unwrap();
+        journal.began(at(1), OnReject::Stop, NackRetries::DEFAULT).unwrap();
         assert_eq!(ended(&mut journal, Phase::Rejected), (Phase::Rejected, 1));
         assert!(Journal::read(&path).unwrap().at_reject);
-        journal.began(at(1), OnReject::Stop).unwrap();
+        journal.began(at(1), OnReject::Stop, NackRetries::DEFAULT).unwrap();
         assert_eq!(ended(&mut journal, Phase::Interrupted), (Phase::Interrupted, 0));
     }
-    journal.began(at(1), OnReject::Stop).unwrap();
+    journal.began(at(1), OnReject::Stop, NackRetries::DEFAULT).unwrap();
     ended(&mut journal, Phase::Rejected);
     assert_eq!(ended(&mut journal, Phase::Cancelled), (Phase::Cancelled, 1));
 }
