@@ -76,11 +76,15 @@ pub(crate) const COMPACTED: [(&str, u64); 2] = [("audit", 3), ("shop", 9)];
 /// Of this stream this segment is large enough to be its own output.
 const LARGE: (&str, u64) = ("shop", 4);
 
-/// Between the segments of a compacted archive: they are filed under several hours of one day.
-const MINUTES_APART: u64 = 25;
+/// Two segments of a compacted archive are filed under each day, and become an output; the one
+/// before the large one stays alone.
+const DAYS_SEGMENTS: u64 = 2;
 
-/// The size of outputs there: two of the small segments. The one before the large one stays alone.
-const OUTPUT_BYTES: u64 = 8_000;
+/// Between the segments of a day, which are filed under different hours.
+const MINUTES_APART: u64 = 70;
+
+/// The size of outputs there, of which a small segment is less than a quarter.
+const OUTPUT_BYTES: u64 = 32_000;
 
 /// Returns the objects of an archive that is compacted but for the last segment of each stream,
 /// which is its writer's. Every second segment begins with a repeat, which is dropped.
@@ -111,10 +115,12 @@ async fn append_to_be_merged(store: &Arc<dyn Store>, stream: &str, segment: u64,
     let name: StreamName = stream.parse().unwrap();
     let mut writer = StreamWriter::open(Arc::clone(store), name.clone(), clock).await.unwrap();
     let mut builder = SegmentBuilder::new(name, writer.next());
-    // All of it happened before the one moment.
+    // All of it happened before the one moment, and days but the last are over.
     let (_, segments) = COMPACTED.into_iter().find(|(name, _)| *name == stream).unwrap();
-    let before = (segments - segment) * MINUTES_APART * 60;
-    let archived_at = Timestamp::from_secs(1_800_000_000 - before);
+    let day_of = |segment: u64| (segment - 1) / DAYS_SEGMENTS;
+    let days = day_of(segments) - day_of(segment);
+    let minutes = (DAYS_SEGMENTS - segment % DAYS_SEGMENTS) * MINUTES_APART + 15 * days;
+    let archived_at = Timestamp::from_secs(1_800_000_000 - (days * 24 * 60 + minutes) * 60);
     let of_first = match (segment.is_multiple_of(2), LARGE == (stream, segment)) {
         // That of the last event before, again.
         (true, false) => builder.next() - 1,
