@@ -31,17 +31,11 @@ pub const GRACE: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 /// there is enough for a large output.
 pub const OLDER_THAN: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// The size of an output by default: two segments as an archiver fills them. Those that it filled,
-/// or half of them, are taken over as they are: merged, they would take their
-/// size again for the grace period, to save half of the requests for their footers.
-pub const OUTPUT_BYTES: u64 = 2 * MemoryBudget::DEFAULT.segment();
-
-/// A segment of so large a part of an output, or larger, is its own output.
+/// A segment of so large a part of an output, or larger, is its own output. By default an output is
+/// as large as two segments that an archiver filled ([`MemoryBudget::output`]); those that it filled,
+/// or half of them, are taken over as they are: merged, they would take their size again for the
+/// grace period, to save half of the requests for their footers.
 const TAKEN_OVER_FROM: u64 = 4;
-
-/// The largest output that may be asked for. It is held in memory while it is made, in a buffer that
-/// may be twice as large: so the process stays under 200 MB.
-pub const OUTPUT_BYTES_MAX: u64 = 48 * 1024 * 1024;
 
 /// Chain entries and footers read at once: hides the latency of a store.
 const READS_AT_ONCE: usize = 8;
@@ -55,8 +49,11 @@ pub struct Options {
     pub older_than: Duration,
     /// How long segments stay after they were merged.
     pub grace: Duration,
-    /// An output is finished at this size, about.
+    /// An output is finished at this size, about: [`MemoryBudget::output`] by default, and never
+    /// more than [`MemoryBudget::output_max`].
     pub output_bytes: u64,
+    /// What the output that is made and what is remembered of its events may take.
+    pub memory: MemoryBudget,
     /// Whether anything is changed.
     pub mode: Mode,
     /// Tells the time.

@@ -15,7 +15,8 @@ use dacapo_archive::store::{ObjectKey, Store};
 use dacapo_archive::{Segment, SegmentBuilder, SegmentSummary, StreamWriter};
 use dacapo_event::marking::Priority;
 use dacapo_event::{
-    Event, FieldTable, FieldValue, Message, Properties, Sequence, ShortStr, StreamName, Timestamp,
+    Event, FieldTable, FieldValue, MemoryBudget, Message, Properties, Sequence, ShortStr,
+    StreamName, Timestamp,
 };
 use dacapo_filter::{Selection, SelectionSpec, WhereErrors};
 use dacapo_republish::Pace;
@@ -123,6 +124,7 @@ impl Archive {
             older_than: Duration::ZERO,
             grace: if later { Duration::ZERO } else { compact::GRACE },
             output_bytes,
+            memory: MemoryBudget::DEFAULT,
             mode: Mode::Apply,
             // The day of all events is over.
             clock: || clock().plus(Duration::from_secs(86_400)),

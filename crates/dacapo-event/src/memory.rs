@@ -45,6 +45,22 @@ impl MemoryBudget {
         self.bytes() / 4
     }
 
+    /// Returns the size at which an output of compaction is finished, unless another is asked for.
+    pub fn output(self) -> u64 {
+        self.bytes() / 4
+    }
+
+    /// Returns the largest size that may be asked for: an output is held while it is made and put.
+    pub fn output_max(self) -> u64 {
+        self.bytes() / 8 * 3
+    }
+
+    /// Returns what may be remembered of the events of one output, to find those that are there
+    /// twice.
+    pub fn repeats(self) -> u64 {
+        self.bytes() / 8
+    }
+
     /// Returns how many bytes of bodies may be published and not confirmed. The client's own copies
     /// of them take as much again while the broker takes none.
     pub fn window(self) -> u64 {
@@ -63,7 +79,9 @@ mod tests {
             let budget = MemoryBudget::new(bytes).unwrap();
             let replay = 2 * budget.reading() + 2 * budget.window();
             let archive = 3 * budget.segment() + budget.waiting();
-            assert!(replay <= bytes && archive <= bytes, "{bytes}");
+            let compaction = budget.output_max() + budget.repeats();
+            let most = replay.max(archive).max(compaction);
+            assert!(most <= bytes && budget.output() <= budget.output_max(), "{bytes}");
         }
     }
 }

@@ -247,8 +247,10 @@ fn what_cannot_be_asked_for_is_refused() {
         3,
         &["there is no stream `mail`", "dacapo archive ls"],
     );
-    let large = dacapo.run(["archive", "compact", "--roll-bytes", "1Gi"]);
-    check_refused(&large, 2, &["48Mi"]);
+    for (memory, most) in [("128Mi", "48Mi"), ("64Mi", "24Mi")] {
+        let large = ["archive", "compact", "--memory", memory, "--roll-bytes", "64Mi"];
+        check_refused(&dacapo.run(large), 2, &[most, "--memory"]);
+    }
     let time = dacapo.run(["archive", "compact", "--grace", "7 moons"]);
     check_refused(&time, 2, &["is not a duration"]);
 }

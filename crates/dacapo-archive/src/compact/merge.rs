@@ -11,7 +11,9 @@ use std::sync::Arc;
 use dacapo_event::{Digest, Event, Sequence, StreamName, Timestamp};
 use futures::{StreamExt, stream};
 
-use super::{Events, Mode, READS_AT_ONCE, TAKEN_OVER_FROM, Work, is_of_one_object, open_proven};
+use super::{
+    Events, Mode, Options, READS_AT_ONCE, TAKEN_OVER_FROM, Work, is_of_one_object, open_proven,
+};
 use crate::chain::{self, ChainEntry};
 use crate::compaction::{self, CompactionEntry, DROPPED_MAX, INPUTS_MAX, Input};
 use crate::segment::limits::ROW_GROUPS_MAX;
@@ -24,8 +26,9 @@ use crate::{ArchiveError, Sealed, Segment, SegmentBuilder, SegmentSummary, layou
 /// be large. So an output has no more than a reader takes.
 const INPUT_ROW_GROUPS_MAX: usize = (ROW_GROUPS_MAX - 1) / 3;
 
-/// The most events in one output: what is remembered of each, to find repeats, comes to 20 MB.
-const EVENTS_MAX: u64 = 250_000;
+/// What is remembered of an event takes at the most, to find repeats: 40 bytes and one of the table,
+/// which is made at once for all events of an output and then at least seven sixteenths full.
+const REMEMBERED_BYTES: u64 = 94;
 
 /// How often a compaction begins again because another one was faster.
 const OVERTAKEN_MAX: usize = 3;
@@ -49,12 +52,14 @@ struct Group {
 impl Group {
     /// Returns whether an output is not made better by waiting for this segment: it would grow too
     /// large, or lie under the date of another day.
-    fn is_full_before(&self, next: &Candidate, output_bytes: u64) -> bool {
+    fn is_full_before(&self, next: &Candidate, options: &Options) -> bool {
         let Some(first) = self.inputs.first() else { return false };
+        let output_bytes = options.output_bytes.min(options.memory.output_max());
+        let events_max = options.memory.repeats() / REMEMBERED_BYTES;
         let large = |candidate: &Candidate| is_taken_over(candidate.entry.size, output_bytes);
         layout::date_of(&first.entry.segment) != layout::date_of(&next.entry.segment)
             || self.bytes + next.entry.size > output_bytes
-            || self.events + next.summary.events() > EVENTS_MAX
+            || self.events + next.summary.events() > events_max
             || self.inputs.len() == INPUTS_MAX
             || self.row_groups + next.row_groups > INPUT_ROW_GROUPS_MAX
             || large(first)
@@ -178,7 +183,7 @@ impl Work<'_> {
             if candidate.summary.archived_max > oldest {
                 break;
             }
-            if merging.group.is_full_before(&candidate, self.options.output_bytes) {
+            if merging.group.is_full_before(&candidate, self.options) {
                 let group = std::mem::take(&mut merging.group);
                 merging.end = self.finish(group, merging.end).await?;
             }
@@ -264,7 +269,7 @@ impl Work<'_> {
         let mut filling = Filling {
             builder: SegmentBuilder::new(name.clone(), group.inputs[0].entry.first),
             stream: name,
-            seen: HashMap::new(),
+            seen: HashMap::with_capacity(usize::try_from(group.events).unwrap_or(0)),
         };
         for (at, input) in group.inputs.iter().enumerate() {
             filling = filling.take(self.store, &input.entry).await.map_err(|error| (at, error))?;
@@ -371,23 +376,24 @@ async fn chain_entry(
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use dacapo_event::{MemoryBudget, Message};
 
     use super::*;
-    use crate::compact::OUTPUT_BYTES;
 
     #[test]
     fn what_an_archiver_filled_is_not_rewritten() {
-        let full = MemoryBudget::DEFAULT.segment();
+        let (full, output) = (MemoryBudget::DEFAULT.segment(), MemoryBudget::DEFAULT.output());
         // The last of its events may have been large, or compressed well.
         for bytes in [full + 1_000_000, full - 100_000, full * 3 / 4, full / 2] {
-            assert!(is_taken_over(bytes, OUTPUT_BYTES), "{bytes}");
+            assert!(is_taken_over(bytes, output), "{bytes}");
         }
-        assert!(!is_taken_over(full / 2 - 1, OUTPUT_BYTES));
+        assert!(!is_taken_over(full / 2 - 1, output));
     }
 
-    #[tokio::test]
-    async fn an_output_that_readers_refuse_is_not_put() {
+    /// A segment of one event.
+    fn sealed() -> Sealed {
         let mut builder = SegmentBuilder::new("shop".parse().unwrap(), 1);
         let event = Event {
             sequence: 1,
@@ -399,7 +405,52 @@ mod tests {
             message: Message::default(),
         };
         builder.push(event).unwrap();
-        let sealed = builder.seal(None, Timestamp::from_secs(1), None).unwrap();
+        builder.seal(None, Timestamp::from_secs(1), None).unwrap()
+    }
+
+    /// Returns the group that is full before one more input of so many bytes and events.
+    fn full(bytes: u64, events: u64, memory: MemoryBudget) -> Group {
+        let options = Options {
+            streams: Vec::new(),
+            older_than: Duration::ZERO,
+            grace: Duration::ZERO,
+            output_bytes: u64::MAX,
+            memory,
+            mode: Mode::Apply,
+            clock: || Timestamp::EPOCH,
+        };
+        let summary = SegmentSummary { size: bytes, last: events, ..sealed().summary };
+        let next = || {
+            let (entry, summary) = (ChainEntry::of(&summary), summary.clone());
+            Candidate { entry, summary, row_groups: 1 }
+        };
+        let mut group = Group::default();
+        while !group.is_full_before(&next(), &options) {
+            group.push(next());
+        }
+        group
+    }
+
+    #[test]
+    fn an_output_takes_no_more_than_its_shares_of_the_budget() {
+        for memory in [MemoryBudget::DEFAULT, MemoryBudget::new(MemoryBudget::MIN_BYTES).unwrap()] {
+            let large = full(1_000_000, 10, memory);
+            assert!(
+                large.inputs.len() > 1 && large.bytes <= memory.output_max(),
+                "{}",
+                large.bytes
+            );
+            let many = full(1_000, 10_000, memory);
+            let seen = HashMap::<Digest, Sequence>::with_capacity(many.events as usize);
+            // A control byte for each place beside the entry.
+            let remembered = seen.capacity() as u64 * 8 / 7 * 41;
+            assert!(many.inputs.len() > 1 && remembered <= memory.repeats(), "{remembered}");
+        }
+    }
+
+    #[tokio::test]
+    async fn an_output_that_readers_refuse_is_not_put() {
+        let sealed = sealed();
         check_readable(&sealed).await.unwrap();
         let mut bytes = sealed.bytes.to_vec();
         let last = bytes.len() - 10;

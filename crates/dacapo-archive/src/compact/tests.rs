@@ -40,6 +40,7 @@ fn options(clock: Clock) -> Options {
         older_than: OLDER_THAN,
         grace: GRACE,
         output_bytes: 60_000,
+        memory: MemoryBudget::DEFAULT,
         mode: Mode::Apply,
         clock,
     }

@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use clap::Args;
 use dacapo_amqp::Binding;
-use dacapo_archive::compact;
 use dacapo_archiver::RollPolicy;
 use dacapo_event::StreamName;
 use dacapo_event::attributes::{AttributeRules, Place};
@@ -179,23 +178,16 @@ pub struct CompactArgs {
     /// may read them
     #[arg(long, default_value = "7d", value_parser = parse_duration, value_name = "TIME")]
     pub grace: Duration,
-    /// Finish a merged segment at this size, 48Mi at the most; those from a quarter of it on stay as they are
-    #[arg(long, default_value = "32Mi", value_parser = parse_output_bytes, value_name = "BYTES")]
-    pub roll_bytes: NonZeroU64,
+    /// Finish a merged segment at this size, three eighths of --memory at the most; those from a
+    /// quarter of it on stay as they are [default: a quarter of --memory]
+    #[arg(long, value_parser = parse_bytes, value_name = "BYTES")]
+    pub roll_bytes: Option<NonZeroU64>,
     /// Say what would be done, without doing it
     #[arg(long)]
     pub dry_run: bool,
     /// There is never a second compaction: accept a store that ignores If-None-Match
     #[arg(long)]
     pub single_writer: bool,
-}
-
-fn parse_output_bytes(text: &str) -> Result<NonZeroU64, String> {
-    let bytes = parse_bytes(text)?;
-    match bytes.get() <= compact::OUTPUT_BYTES_MAX {
-        true => Ok(bytes),
-        false => Err(format!("`{text}` is more than 48Mi, which is held in memory")),
-    }
 }
 
 #[derive(Debug, Args)]

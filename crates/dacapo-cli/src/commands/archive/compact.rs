@@ -1,11 +1,13 @@
 //! `dacapo archive compact`: small segments become large ones, repeats and, later, what was merged
 //! go.
 
+use std::num::NonZeroU64;
 use std::sync::Arc;
 
 use dacapo_archive::compact::{Mode, Options, Report, StreamReport, compact};
 use dacapo_archive::store::Store;
 use dacapo_archive::{chain, probe_write_once};
+use dacapo_event::MemoryBudget;
 use serde_json::{Value, json};
 
 use crate::args::CompactArgs;
@@ -23,7 +25,8 @@ pub async fn run(args: &CompactArgs, settings: &Settings, output: &Output) -> an
         streams: args.streams.clone(),
         older_than: args.older_than,
         grace: args.grace,
-        output_bytes: args.roll_bytes.get(),
+        output_bytes: output_bytes(args.roll_bytes, settings.memory)?,
+        memory: settings.memory,
         mode: if args.dry_run { Mode::DryRun } else { Mode::Apply },
         clock: settings.clock,
     };
@@ -38,6 +41,19 @@ pub async fn run(args: &CompactArgs, settings: &Settings, output: &Output) -> an
     steps.finish();
     output.result(&to_json(&report, options.mode), || to_text(&report, options.mode))?;
     Ok(if report.problems.is_empty() { Exit::Success } else { Exit::Damaged })
+}
+
+/// Returns the size at which an output is finished.
+fn output_bytes(asked: Option<NonZeroU64>, memory: MemoryBudget) -> anyhow::Result<u64> {
+    let bytes = asked.map_or(memory.output(), NonZeroU64::get);
+    if bytes <= memory.output_max() {
+        return Ok(bytes);
+    }
+    let most = memory.output_max() / 1024 / 1024;
+    let problem = format!(
+        "a merged segment is held in memory: --roll-bytes is at most {most}Mi, three eighths of --memory"
+    );
+    Err(Failure::usage(problem).into())
 }
 
 async fn refuse_unknown(args: &CompactArgs, store: &Arc<dyn Store>) -> anyhow::Result<()> {
