@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use dacapo_event::{Digest, Event, Message, StreamName, Timestamp};
+use dacapo_event::{Digest, Event, MemoryBudget, Message, StreamName, Timestamp};
 
 use crate::compact::{Mode, Options, compact};
 use crate::store::memory::MemoryStore;
@@ -101,6 +101,7 @@ pub(crate) fn compacted(word: &str, inputs: Inputs) -> Objects {
             older_than: Duration::ZERO,
             grace: Duration::ZERO,
             output_bytes: OUTPUT_BYTES,
+            memory: MemoryBudget::DEFAULT,
             mode: Mode::Apply,
             clock,
         };

@@ -47,7 +47,10 @@ impl Output {
         let mut stdout = io::stdout().lock();
         match stdout.write_all(bytes).and_then(|()| stdout.flush()) {
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-            other => other,
+            Err(error) => {
+                Err(io::Error::new(error.kind(), format!("failed to write to stdout: {error}")))
+            }
+            Ok(()) => Ok(()),
         }
     }
 

@@ -290,7 +290,17 @@ fn provoke(status: i32) -> Output {
     let dacapo = shop();
     match status {
         0 => dacapo.run(["events"]),
-        1 => dacapo.run(["plan", "--out", "no/such/folder/plan.json"]),
+        1 => {
+            // A file is where a folder of the archive has to be.
+            let dacapo = Dacapo::new();
+            fs::create_dir(dacapo.archive()).expect("the folder is ours");
+            dacapo.file("archive/segments", "");
+            dacapo.file(
+                "one.ndjson",
+                "{\"id\":\"1\",\"time\":\"2026-03-01T00:00:00Z\",\"body\":{}}\n",
+            );
+            dacapo.run(["archive", "import", "one.ndjson"])
+        }
         2 => dacapo.run(["events", "--from", "2026-03-02", "--to", "2026-03-01"]),
         3 => dacapo.run(["--archive", "/no/such/place", "events"]),
         4 => {

@@ -1,12 +1,18 @@
 //! The harness keeps its own promises: a private broker and S3 server can be taken away and come
 //! back with what they had.
 
+use std::time::Duration;
+
 use dacapo_integration::folder::RunFolder;
 use dacapo_integration::rabbit::Rabbit;
 use dacapo_integration::seaweed::Seaweed;
+use dacapo_integration::wait;
 use serde_json::{Value, json};
 
 use super::witness;
+
+/// Long beside what a loaded machine takes to read a queue back.
+const DEADLINE: Duration = Duration::from_secs(60);
 
 #[test]
 fn a_private_broker_comes_back_from_a_kill_with_its_messages() {
@@ -28,8 +34,12 @@ fn a_private_broker_comes_back_from_a_kill_with_its_messages() {
     rabbit.kill().unwrap();
     assert!(ask(&rabbit, &[]).is_err(), "it is still there");
     rabbit.start_again().unwrap();
-    let after = ask(&rabbit, &[json!({ "op": "get", "queue": "q" })]).unwrap();
-    assert_eq!(after[0]["messages"][0]["body"], "kept");
+    // It listens before it has read back every queue.
+    let body = wait::until("the message is back", DEADLINE, || {
+        let after = ask(&rabbit, &[json!({ "op": "get", "queue": "q" })])?;
+        Ok(after[0]["messages"][0]["body"].as_str().map(str::to_owned))
+    });
+    assert_eq!(body.unwrap(), "kept");
 
     rabbit.stop().unwrap();
     rabbit.start_again().unwrap();
