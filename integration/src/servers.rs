@@ -60,7 +60,10 @@ impl Servers {
             variables.insert("AWS_EC2_METADATA_DISABLED", "true".into());
         }
         variables.insert(env::PYTHON, witness::python().into());
-        if let Some(binary) = built_beside_us() {
+        // Whoever names another one, a release build say, has it tested instead.
+        if env::get(env::BIN).is_none()
+            && let Some(binary) = built_beside_us()
+        {
             variables.insert(env::BIN, binary.into());
         }
         variables

@@ -8,7 +8,7 @@
 //! Two objects may agree and yet be those of another archive. So what follows from a proof is taken
 //! as a whole or not at all: not if it contradicts what is known before it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use dacapo_event::{Digest, Sequence};
 
@@ -47,9 +47,11 @@ pub(super) struct Listed {
 pub(super) fn rebuilt(evidence: &Evidence<'_>) -> Vec<ChainEntry> {
     let mut proof = Proof::new(evidence);
     for entry in evidence.confirmed() {
-        // Of two that cannot be in one chain, nothing follows.
-        if !proof.contradicts_what_is_known(entry) {
-            proof.walk_back(entry.first - 1, entry.previous);
+        // Of what cannot be in one chain with something else, nothing follows.
+        let is_unsure = proof.contradicts_what_is_known(entry)
+            || proof.walk_back(entry.first - 1, entry.previous) == Walk::Contradiction;
+        if is_unsure {
+            proof.unsure.insert(entry.first);
         }
     }
     if let Some((last, digest)) = evidence.head {
@@ -98,14 +100,15 @@ impl<'a> Evidence<'a> {
 }
 
 /// Where the links lead from something that is proven.
-enum WalkEnd {
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Walk {
     /// To what is known to be in the chain.
     Known,
     /// To the first segment of the stream.
     Start,
     /// To a segment that ends with this sequence and of which nothing is left.
     Lost(Sequence),
-    /// To what contradicts something that is known to be in the chain.
+    /// To what contradicts something that is known to be in the chain, or to what leads there.
     Contradiction,
 }
 
@@ -122,6 +125,8 @@ struct Proof<'a> {
     /// that comes first.
     candidates_by_first: By<'a>,
     candidates_by_last: By<'a>,
+    /// First sequences of confirmed entries that contradict something, or lead to what does.
+    unsure: BTreeSet<Sequence>,
     rebuilt: BTreeMap<Sequence, ChainEntry>,
 }
 
@@ -135,23 +140,26 @@ impl<'a> Proof<'a> {
             orphans_by_first: by(evidence.orphans.iter(), |entry| entry.first),
             candidates_by_first: by(candidates(), |entry| entry.first),
             candidates_by_last: by(candidates(), |entry| entry.last),
+            unsure: BTreeSet::new(),
             rebuilt: BTreeMap::new(),
         }
     }
 
     /// Follows the links from something that is proven to be in the chain to what it proves.
-    fn walk_back(&mut self, last: Sequence, previous: Option<Digest>) {
+    fn walk_back(&mut self, last: Sequence, previous: Option<Digest>) -> Walk {
         let mut found = Vec::new();
         let mut is_doubtful = false;
-        let accepted = match self.follow(last, previous, &mut found, &mut is_doubtful) {
-            WalkEnd::Known => true,
-            WalkEnd::Start => !is_doubtful,
-            WalkEnd::Lost(last) => !is_doubtful && !self.knows_another_end(last),
-            WalkEnd::Contradiction => false,
+        let end = self.follow(last, previous, &mut found, &mut is_doubtful);
+        let accepted = match end {
+            Walk::Known => true,
+            Walk::Start => !is_doubtful,
+            Walk::Lost(last) => !is_doubtful && !self.knows_another_end(last),
+            Walk::Contradiction => false,
         };
         if accepted {
             self.rebuilt.extend(found.into_iter().map(|entry| (entry.first, entry.clone())));
         }
+        end
     }
 
     /// Collects what the links lead to; it is doubtful if they lead through an entry in whose place
@@ -162,16 +170,19 @@ impl<'a> Proof<'a> {
         mut previous: Option<Digest>,
         found: &mut Vec<&'a ChainEntry>,
         is_doubtful: &mut bool,
-    ) -> WalkEnd {
+    ) -> Walk {
         loop {
             let digest = match (last, previous) {
-                (0, None) => return WalkEnd::Start,
-                (0, Some(_)) | (_, None) => return WalkEnd::Contradiction,
+                (0, None) => return Walk::Start,
+                (0, Some(_)) | (_, None) => return Walk::Contradiction,
                 (_, Some(digest)) => digest,
             };
             let is_named = |entry: &&ChainEntry| entry.last == last && entry.digest == digest;
-            if self.sure_to_end_at(last).any(|entry| entry.digest == digest) {
-                return WalkEnd::Known;
+            if let Some(known) = self.known_near(last, last).find(is_named) {
+                return match self.unsure.contains(&known.first) {
+                    true => Walk::Contradiction,
+                    false => Walk::Known,
+                };
             }
             let there = at(&self.readable_by_last, last).find(is_named);
             let candidates = || at(&self.candidates_by_last, last).filter(is_named);
@@ -188,10 +199,10 @@ impl<'a> Proof<'a> {
                     *is_doubtful |= in_its_place.any(|other| other.segment == entry.segment);
                     entry
                 }
-                (None, None) => return WalkEnd::Lost(last),
+                (None, None) => return Walk::Lost(last),
             };
             if self.contradicts_what_is_known(step) {
-                return WalkEnd::Contradiction;
+                return Walk::Contradiction;
             }
             (last, previous) = (step.first - 1, step.previous);
         }
@@ -203,12 +214,6 @@ impl<'a> Proof<'a> {
         let confirmed = self.confirmed.range(..=after).rev().map(|(_, entry)| *entry);
         let rebuilt = self.rebuilt.range(..=after).rev().map(|(_, entry)| entry);
         up_to_one_before(first, confirmed).chain(up_to_one_before(first, rebuilt))
-    }
-
-    /// Returns what is known to end with this sequence and contradicts nothing else that is known.
-    fn sure_to_end_at(&self, last: Sequence) -> impl Iterator<Item = &ChainEntry> {
-        let near = self.known_near(last, last);
-        near.filter(move |entry| entry.last == last && !self.contradicts_what_is_known(entry))
     }
 
     fn contradicts_what_is_known(&self, found: &ChainEntry) -> bool {
@@ -289,9 +294,10 @@ impl<'a> Proof<'a> {
     fn is_at_the_end(&self, found: &ChainEntry) -> bool {
         let continues = match found.first {
             1 => found.previous.is_none(),
-            first => {
-                self.sure_to_end_at(first - 1).any(|before| found.previous == Some(before.digest))
-            }
+            first => self.known_near(first, first).any(|before| {
+                let is_before = before.last == first - 1 && !self.unsure.contains(&before.first);
+                is_before && found.previous == Some(before.digest)
+            }),
         };
         let after = found.first.saturating_add(1)..;
         continues

@@ -183,6 +183,10 @@ fn a_head_and_a_segment_of_another_archive_do_not_outweigh_the_chain_before_them
         foreign(all, &tail);
         foreign(all, &[entry("shop", 7), segment("shop", 7)]);
     });
+    check_restored_to_itself(|all| {
+        foreign(all, &tail);
+        foreign(all, &[entry("shop", 7), segment("shop", 7), entry("shop", 5)]);
+    });
     // They lead to the first segment, through an entry that its segment contradicts.
     check_restored_to_itself(|all| {
         foreign(all, &[head("audit"), segment("audit", 5), segment("audit", 3)]);
