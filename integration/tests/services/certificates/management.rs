@@ -3,6 +3,7 @@
 
 use dacapo_integration::dacapo::{Dacapo, Output};
 use dacapo_integration::tls::{self, Flaw};
+use dacapo_integration::wait;
 use serde_json::json;
 
 use super::{Node, installation, text};
@@ -33,9 +34,13 @@ fn a_plugin_over_tls_is_trusted_with_the_brokers_authority_and_with_no_other() {
     let node = Node::lock();
     let dacapo = asking(&node);
     let trusting = |authority: &str| dacapo.run(PLAN.iter().chain(&["--amqp-ca", authority]));
-    let output = trusting(text(node.rabbit.authority()));
-    output.check(0);
-    assert!(!output.stdout.contains("unchecked"), "{output:?}");
+    let all_checked = || {
+        let output = trusting(text(node.rabbit.authority()));
+        output.check(0);
+        Ok((!output.stdout.contains("unchecked")).then_some(()))
+    };
+    // A node that has just started does not tell of its disk yet.
+    wait::until("the plugin is asked and tells all", DEADLINE, all_checked).unwrap();
 
     let other = tls::certificates(&dacapo.folder().join("other")).unwrap();
     check_unchecked(&trusting(text(&other.authority)), "trust its authority with a CA file");
