@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use dacapo_event::{Digest, Sequence, StreamName, Timestamp};
+use futures::{Stream, TryStreamExt, stream};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::store::{ByteRange, ObjectKey, ObjectMeta, Store, StoreError};
@@ -464,7 +465,7 @@ pub async fn committed(
     Ok(committed)
 }
 
-/// Returns all objects under a prefix, in order of their keys.
+/// Returns all objects under a prefix that come after `after`, in order of their keys.
 ///
 /// # Errors
 /// The store fails.
@@ -473,16 +474,36 @@ pub async fn list_all(
     prefix: &str,
     after: Option<&ObjectKey>,
 ) -> Result<Vec<ObjectMeta>, ArchiveError> {
-    let mut objects: Vec<ObjectMeta> = Vec::new();
-    loop {
-        let cursor = objects.last().map(|object| object.key.clone());
-        let page = store.list(prefix, cursor.as_ref().or(after)).await?;
-        let done = !page.more || page.objects.is_empty();
-        objects.extend(page.objects);
-        if done {
-            return Ok(objects);
-        }
-    }
+    list(store, prefix.to_owned(), after.cloned()).try_collect().await
+}
+
+/// Lists the objects under a prefix that come after `after`, in order of their keys, and holds one
+/// page of them at a time; ends after an error of the store.
+pub(crate) fn list(
+    store: &dyn Store,
+    prefix: String,
+    after: Option<ObjectKey>,
+) -> impl Stream<Item = Result<ObjectMeta, ArchiveError>> {
+    let pages = stream::try_unfold(Some((prefix, after)), move |place| async move {
+        let Some((prefix, after)) = place else { return Ok::<_, ArchiveError>(None) };
+        let page = store.list(&prefix, after.as_ref()).await?;
+        let last = page.objects.last().map(|object| object.key.clone());
+        let place = last.filter(|_| page.more).map(|last| (prefix, Some(last)));
+        Ok(Some((stream::iter(page.objects.into_iter().map(Ok)), place)))
+    });
+    pages.try_flatten()
+}
+
+/// As [`list`], but only what `place` knows, and each with its first sequence.
+pub(crate) fn list_placed(
+    store: &dyn Store,
+    prefix: String,
+    after: Option<ObjectKey>,
+    place: fn(&ObjectKey) -> Option<(StreamName, Sequence)>,
+) -> impl Stream<Item = Result<(ObjectMeta, Sequence), ArchiveError>> {
+    list(store, prefix, after).try_filter_map(move |object| async move {
+        Ok(place(&object.key).map(|(_, first)| (object, first)))
+    })
 }
 
 #[cfg(test)]

@@ -1,106 +1,74 @@
 //! Checks the outputs of compaction: their entries, their bytes, their chain, and that they were
 //! made of what the stream's own chain says there was.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
+use std::pin::pin;
 use std::sync::Arc;
 
 use dacapo_event::{Sequence, StreamName};
-use futures::{StreamExt, stream};
+use futures::stream::LocalBoxStream;
+use futures::{StreamExt, TryStreamExt};
 
-use super::{Finding, MISSING, Report, SEGMENTS_AT_ONCE, check_segment, problem_of};
-use crate::chain::ChainEntry;
+use super::{Finding, MISSING, Report, SEGMENTS_AT_ONCE, problem_of, segment};
+use crate::chain::{self, ChainEntry};
 use crate::compaction::{self, CompactionEntry, Input};
-use crate::store::{ObjectKey, ObjectMeta, Store};
+use crate::store::{ObjectKey, Store};
 use crate::{ArchiveError, Segment, layout};
 
-/// What the sound outputs of a stream stand for.
-#[derive(Default)]
-pub(super) struct Outputs {
-    /// The segments that they were made of, by first sequence, and which output it was.
-    inputs: BTreeMap<Sequence, (Input, Arc<ChainEntry>)>,
-    /// Those that no entry names, by first sequence.
-    unnamed: BTreeMap<Sequence, ObjectKey>,
-    /// Where they end, sound or not.
+/// The outputs of a stream, gone along beside its chain.
+pub(super) struct Outputs<'a> {
+    store: &'a Arc<dyn Store>,
+    stream: &'a StreamName,
+    reads: LocalBoxStream<'a, Result<Output, ArchiveError>>,
+    /// Whether `reads` came to its end.
+    ended: bool,
+    /// The entry that was read last.
+    key: Option<ObjectKey>,
+    /// What it says, if it was readable.
+    before: Option<ChainEntry>,
+    /// What its output was made of, by first sequence, if it is sound.
+    inputs: BTreeMap<Sequence, Input>,
+    /// Where the outputs end, sound or not.
     last: Sequence,
 }
 
-impl Outputs {
-    /// Checks all outputs of a stream; `checked` is told the size of each.
-    pub(super) async fn check(
-        store: &Arc<dyn Store>,
-        stream: &StreamName,
-        firsts: &[Sequence],
-        objects: &[ObjectMeta],
-        report: &mut Report,
-        mut checked: impl FnMut(u64),
-    ) -> Result<Self, ArchiveError> {
-        let sizes: BTreeMap<&ObjectKey, u64> = objects.iter().map(|o| (&o.key, o.size)).collect();
-        let mut outputs = Outputs::default();
-        let (mut named, mut unreadable) = (BTreeSet::new(), BTreeSet::new());
-        let mut before: Option<ChainEntry> = None;
-        let mut reads = stream::iter(firsts)
-            .map(|first| read(store, stream, *first, &sizes))
-            .buffered(SEGMENTS_AT_ONCE);
-        let mut at_start = true;
-        while let Some(output) = reads.next().await {
-            let Output { key, entry, made, findings } = output?;
-            report.problems.extend(findings);
-            let Some(entry) = entry else {
-                unreadable.extend(layout::parse_compaction_entry(&key).map(|(_, first)| first));
-                before = None;
-                at_start = false;
-                continue;
-            };
-            let output = entry.output;
-            let expected = before.as_ref().map_or(1, |before| before.last.saturating_add(1));
-            let known = before.is_some() || at_start;
-            let sequences = Some((output.first, output.last));
-            if known && output.first > expected {
-                let missing = Some((expected, output.first - 1));
-                report.problem(layout::compaction_entry(stream, expected), missing, MISSING);
-            } else if known && output.first < expected {
-                let problem =
-                    format!("begins before the output before it ends, at {}", expected - 1);
-                report.problem(&key, sequences, problem);
-            } else if known && output.previous != before.as_ref().map(|before| before.digest) {
-                report.problem(&key, sequences, "does not continue the output before it");
-            }
-            at_start = false;
-            named.insert(output.segment.clone());
-            report.outputs += 1;
-            if layout::parse_compacted(&output.segment).is_some() {
-                report.bytes += output.size;
-                checked(output.size);
-            }
-            if let Some((inputs, dropped)) = made {
-                report.dropped += dropped;
-                let of = Arc::new(output.clone());
-                let inputs = inputs.into_iter();
-                outputs.inputs.extend(inputs.map(|input| (input.first, (input, Arc::clone(&of)))));
-            }
-            outputs.last = outputs.last.max(output.last);
-            before = Some(output);
+impl<'a> Outputs<'a> {
+    /// Reads nothing yet.
+    pub(super) fn of(store: &'a Arc<dyn Store>, stream: &'a StreamName) -> Self {
+        Outputs {
+            store,
+            stream,
+            reads: reads(store, stream, None),
+            ended: false,
+            key: None,
+            before: None,
+            inputs: BTreeMap::new(),
+            last: 0,
         }
-        for object in objects.iter().filter(|object| !named.contains(&object.key)) {
-            let place = layout::parse_compacted(&object.key);
-            let first = place.map(|(_, first)| first);
-            if first.is_some_and(|first| unreadable.contains(&first)) {
-                let problem = "is named by nothing now: its compaction entry is damaged";
-                report.problem(&object.key, None, problem);
-            } else {
-                let note = "is an output of a compaction that was stopped or overtaken; it stands \
-                            for nothing";
-                report.note(&object.key, note);
-            }
-            outputs.unnamed.extend(first.map(|first| (first, object.key.clone())));
-        }
-        Ok(outputs)
     }
 
     /// Returns whether a sound output was made of this very segment and holds what was in it; one
     /// that was made of another one at its place is a problem.
-    pub(super) fn stand_for(&self, entry: &ChainEntry, report: &mut Report) -> bool {
-        let Some((input, output)) = self.inputs.get(&entry.first) else { return false };
+    ///
+    /// To be asked of one entry after the other in order of sequence. `checked` is told the size
+    /// of each output that is come by.
+    pub(super) async fn stand_for(
+        &mut self,
+        entry: &ChainEntry,
+        is_there: bool,
+        report: &mut Report,
+        checked: &mut dyn FnMut(u64),
+    ) -> Result<bool, ArchiveError> {
+        self.reach(entry.first, report, checked).await?;
+        if !is_there && self.ended && self.last < entry.first {
+            // A compaction that runs meanwhile may have deleted it after these were listed.
+            self.reads = reads(self.store, self.stream, self.key.clone());
+            self.ended = false;
+            self.reach(entry.first, report, checked).await?;
+        }
+        let (Some(output), Some(input)) = (&self.before, self.inputs.get(&entry.first)) else {
+            return Ok(false);
+        };
         let is_itself = layout::parse_segment(&output.segment).is_some();
         let same = match is_itself {
             true => Input::of(entry) == *input && entry.segment == output.segment,
@@ -114,29 +82,118 @@ impl Outputs {
             report.problem(&output.segment, Some((entry.first, entry.last)), problem);
         }
         // A segment that was taken over as it is stands for nothing but itself.
-        same && !is_itself
+        Ok(same && !is_itself)
     }
 
-    /// Looks for what else may be gone if a segment is and nothing stands for it.
-    pub(super) fn check_unnamed(
-        &self,
-        stream: &StreamName,
-        missing: &ChainEntry,
+    /// Checks the outputs up to that which holds this sequence.
+    async fn reach(
+        &mut self,
+        sequence: Sequence,
         report: &mut Report,
-    ) {
-        let Some(output) = self.unnamed.get(&missing.first) else { return };
-        let problem = format!("{MISSING}, or a segment is that {output} was made of");
-        let sequences = Some((missing.first, missing.last));
-        report.problem(layout::compaction_entry(stream, missing.first), sequences, problem);
+        checked: &mut dyn FnMut(u64),
+    ) -> Result<(), ArchiveError> {
+        while !self.ended && self.last < sequence {
+            match self.reads.try_next().await? {
+                Some(output) => self.take(output, report, checked),
+                None => self.ended = true,
+            }
+        }
+        Ok(())
     }
 
-    /// Holds where the outputs end against where the chain does.
-    pub(super) fn check_end(&self, stream: &StreamName, end: Sequence, report: &mut Report) {
+    fn take(&mut self, output: Output, report: &mut Report, checked: &mut dyn FnMut(u64)) {
+        let Output { key, entry, made, findings } = output;
+        report.problems.extend(findings);
+        let is_first = self.key.replace(key.clone()).is_none();
+        self.inputs.clear();
+        let before = self.before.take();
+        let Some(entry) = entry else { return };
+        let output = entry.output;
+        let expected = before.as_ref().map_or(1, |before| before.last.saturating_add(1));
+        let known = before.is_some() || is_first;
+        let sequences = Some((output.first, output.last));
+        if known && output.first > expected {
+            let missing = Some((expected, output.first - 1));
+            report.problem(layout::compaction_entry(self.stream, expected), missing, MISSING);
+        } else if known && output.first < expected {
+            let problem = format!("begins before the output before it ends, at {}", expected - 1);
+            report.problem(&key, sequences, problem);
+        } else if known && output.previous != before.as_ref().map(|before| before.digest) {
+            report.problem(&key, sequences, "does not continue the output before it");
+        }
+        report.outputs += 1;
+        if layout::parse_compacted(&output.segment).is_some() {
+            report.bytes += output.size;
+            checked(output.size);
+        }
+        if let Some((inputs, dropped)) = made {
+            report.dropped += dropped;
+            self.inputs = inputs.into_iter().map(|input| (input.first, input)).collect();
+        }
+        self.last = self.last.max(output.last);
+        self.before = Some(output);
+    }
+
+    /// Checks what is left of them once the chain has come to its `end`, and looks for those that
+    /// no entry names: of them the `missing` segments may have been made.
+    pub(super) async fn finish(
+        mut self,
+        end: Sequence,
+        missing: &[(Sequence, Sequence)],
+        report: &mut Report,
+        checked: &mut dyn FnMut(u64),
+    ) -> Result<(), ArchiveError> {
+        self.reach(Sequence::MAX, report, checked).await?;
         if self.last > end {
             let problem = format!("end at sequence {}, but the chain ends at {end}", self.last);
-            report.problem(layout::compactions_of(stream), Some((end + 1, self.last)), problem);
+            let beyond = Some((end.saturating_add(1), self.last));
+            report.problem(layout::compactions_of(self.stream), beyond, problem);
         }
+        let prefix = layout::compacted_of(self.stream);
+        let listed = chain::list_placed(&**self.store, prefix, None, layout::parse_compacted);
+        let entries = listed.map(|listed| async {
+            let (object, first) = listed?;
+            let entry = compaction::exact_entry(&**self.store, self.stream, first).await;
+            Ok::<_, ArchiveError>((object, first, entry))
+        });
+        let mut entries = pin!(entries.buffered(SEGMENTS_AT_ONCE));
+        while let Some((object, first, entry)) = entries.try_next().await? {
+            match entry {
+                Ok(Some(entry)) if entry.output.segment == object.key => {
+                    report.check_size(&object, &entry.output);
+                    continue;
+                }
+                Ok(_) => report.note(
+                    &object.key,
+                    "is an output of a compaction that was stopped or overtaken; it stands for \
+                     nothing",
+                ),
+                Err(ArchiveError::Store(error)) => return Err(error.into()),
+                Err(_) => {
+                    let problem = "is named by nothing now: its compaction entry is damaged";
+                    report.problem(&object.key, None, problem);
+                }
+            }
+            if let Some(sequences) = missing.iter().find(|(begins, _)| *begins == first) {
+                let problem = format!("{MISSING}, or a segment is that {} was made of", object.key);
+                let entry = layout::compaction_entry(self.stream, first);
+                report.problem(entry, Some(*sequences), problem);
+            }
+        }
+        Ok(())
     }
+}
+
+/// Reads the outputs of a stream in order of sequence, of those entries that come after `after`.
+fn reads<'a>(
+    store: &'a Arc<dyn Store>,
+    stream: &'a StreamName,
+    after: Option<ObjectKey>,
+) -> LocalBoxStream<'a, Result<Output, ArchiveError>> {
+    let prefix = layout::compactions_of(stream);
+    let listed = chain::list_placed(&**store, prefix, after, layout::parse_compaction_entry);
+    let reads = listed.map(move |listed| async move { read(store, stream, listed?.1).await });
+    reads.buffered(SEGMENTS_AT_ONCE).boxed_local()
 }
 
 /// What was read of one output.
@@ -153,7 +210,6 @@ async fn read(
     store: &Arc<dyn Store>,
     stream: &StreamName,
     first: Sequence,
-    sizes: &BTreeMap<&ObjectKey, u64>,
 ) -> Result<Output, ArchiveError> {
     let key = layout::compaction_entry(stream, first);
     let mut output = Output { key: key.clone(), entry: None, made: None, findings: Vec::new() };
@@ -171,35 +227,28 @@ async fn read(
         }
     };
     let named = &entry.output;
-    let segment = &named.segment;
-    let found = |problem: String| Finding::of(segment, Some((named.first, named.last)), problem);
+    let key_of_output = &named.segment;
+    let found =
+        |problem: String| Finding::of(key_of_output, Some((named.first, named.last)), problem);
     if entry.is_taken_over() {
         // Its bytes are checked in the stream's own chain.
         output.made = Some((vec![Input::of(named)], 0));
     } else {
-        match sizes.get(segment) {
-            None => output.findings.push(found(MISSING.to_owned())),
-            Some(size) if *size != named.size => {
-                let problem = format!("has {size} bytes, was written with {}", named.size);
-                output.findings.push(found(problem));
-            }
-            Some(_) => match check_segment(store, stream, named).await? {
-                Some(problem) => output.findings.push(found(problem)),
-                None => {
-                    let opened =
-                        Segment::open(Arc::clone(store), segment, Some(named.size)).await?;
-                    match opened.compaction() {
-                        Some(made) => {
-                            let dropped = made.dropped.len() as u64;
-                            output.made = Some((made.inputs.clone(), dropped));
-                        }
-                        None => {
-                            let problem = "does not say what it was made of".to_owned();
-                            output.findings.push(found(problem));
-                        }
+        match segment::check(store, stream, named).await? {
+            Some(problem) => output.findings.push(found(problem)),
+            None => {
+                let opened =
+                    Segment::open(Arc::clone(store), key_of_output, Some(named.size)).await?;
+                match opened.compaction() {
+                    Some(made) => {
+                        let dropped = made.dropped.len() as u64;
+                        output.made = Some((made.inputs.clone(), dropped));
+                    }
+                    None => {
+                        output.findings.push(found("does not say what it was made of".to_owned()));
                     }
                 }
-            },
+            }
         }
     }
     output.entry = Some(entry);

@@ -1,6 +1,7 @@
 //! Every kind of damage is found and named.
 
 use super::*;
+use crate::store::ObjectKey;
 use crate::store::memory::MemoryStore;
 use crate::testing;
 
@@ -181,4 +182,13 @@ async fn a_letter_of_a_segments_own_digest_in_upper_case_is_found() {
     })
     .await;
     check(&problems(&store, &[]).await, &segment, "digest");
+}
+
+/// All that the entry leads to is as it was: the bytes from the start, and the tail with the digest.
+#[tokio::test]
+async fn a_second_tail_after_a_segments_own_is_found() {
+    let store = archive(2).await;
+    let segment = keys(&store, "segments/").await.remove(0);
+    change(&store, &segment, |bytes| bytes.extend_from_within(..)).await;
+    check(&problems(&store, &[]).await, &segment, "was written with");
 }

@@ -8,6 +8,7 @@ use proptest::prelude::*;
 use proptest::sample::Index;
 
 use super::*;
+use crate::store::ObjectKey;
 use crate::testing::{COMPACTED, Inputs, Objects, block_on, clock, compacted, store_of, written};
 
 /// Hundreds of damages a run; each is applied to a fresh archive of some twenty or forty objects.
