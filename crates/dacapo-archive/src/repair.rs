@@ -9,10 +9,12 @@
 //! prove.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::pin::pin;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use dacapo_event::{Clock, Sequence, StreamName, Timestamp};
+use futures::TryStreamExt;
 
 use crate::chain::{self, ChainEntry, Head};
 use crate::compaction::CompactionEntry;
@@ -114,7 +116,8 @@ pub async fn repair(
 async fn streams(store: &dyn Store) -> Result<(BTreeSet<StreamName>, u64), ArchiveError> {
     let (mut streams, mut objects) = (BTreeSet::new(), 0);
     for prefix in layout::OF_STREAMS {
-        for object in chain::list_all(store, prefix, None).await? {
+        let mut listed = pin!(chain::list(store, prefix.to_owned(), None));
+        while let Some(object) = listed.try_next().await? {
             let name = layout::stream_of(&object.key);
             objects += u64::from(name.is_some() && prefix != layout::HEADS);
             streams.extend(name);

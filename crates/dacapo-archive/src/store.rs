@@ -1,7 +1,7 @@
 //! The seam to where objects are kept: [`Store`].
 //!
 //! Implementations: [`memory::MemoryStore`], [`file::FileStore`], and `dacapo-s3`.
-//! All pass one suite, [`conformance`]. Limits and counting are wrappers
+//! All pass one suite, `conformance` (a feature). Limits and counting are wrappers
 //! ([`metered::Metered`]), not flags inside.
 //!
 //! Invariant: [`Store::put_new`] is write-once. Two writers of different bytes to one key never

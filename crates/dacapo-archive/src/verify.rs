@@ -182,9 +182,7 @@ impl Survey {
                     report.note(&object.key, not_ours);
                     continue;
                 };
-                if !survey.streams.contains(&stream) {
-                    survey.streams.insert(stream);
-                }
+                survey.streams.insert(stream);
                 if layout::parse_any_segment(&object.key).is_some() {
                     survey.objects += 1;
                     survey.bytes += object.size;
