@@ -5,6 +5,7 @@
 //! far the stream goes, so that a lost tail shows.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::pin::pin;
 
 use bytes::Bytes;
 use dacapo_event::{Digest, Sequence, StreamName, Timestamp};
@@ -434,19 +435,16 @@ pub async fn committed(
     after: Option<Sequence>,
 ) -> Result<Vec<(ObjectMeta, Sequence)>, ArchiveError> {
     let cursor = after.map(|sequence| layout::chain_entry(stream, sequence));
-    let entries = list_all(store, &layout::chain_of(stream), cursor.as_ref()).await?;
-    let firsts: Vec<Sequence> = entries
-        .iter()
-        .filter_map(|object| Some(layout::parse_chain_entry(&object.key)?.1))
-        .collect();
+    let entries = list_placed(store, layout::chain_of(stream), cursor, layout::parse_chain_entry);
+    let firsts: Vec<Sequence> = entries.map_ok(|(_, first)| first).try_collect().await?;
     if firsts.is_empty() {
         return Ok(Vec::new());
     }
     let mut segments: BTreeMap<Sequence, Vec<ObjectMeta>> = BTreeMap::new();
-    for object in list_all(store, &layout::segments_of(stream), None).await? {
-        if let Some((_, first)) = layout::parse_segment(&object.key) {
-            segments.entry(first).or_default().push(object);
-        }
+    let listed = list_placed(store, layout::segments_of(stream), None, layout::parse_segment);
+    let mut listed = pin!(listed);
+    while let Some((object, first)) = listed.try_next().await? {
+        segments.entry(first).or_default().push(object);
     }
     let mut committed = Vec::with_capacity(firsts.len());
     for first in firsts {

@@ -22,10 +22,6 @@ const UNPACED_EVENTS_PER_SECOND: f64 = 10_000.0;
 /// Body bytes of one row group, for the number of requests: writers close one at 8 MiB.
 const ROW_GROUP_BYTES: u64 = 8 * 1024 * 1024;
 
-/// The most exchanges that a plan names: 1,000 of 255 bytes are 250 KB, and more than any platform
-/// has that names them by hand.
-const EXCHANGES_MAX: usize = 1_000;
-
 /// A decided replay.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Plan {
@@ -94,44 +90,37 @@ pub struct PlannedSegment {
 
 /// Returns the plan that these facts and this request make.
 pub fn plan(request: Request, survey: Survey) -> Plan {
-    let counted: Vec<&SurveyedSegment> =
-        survey.segments.iter().filter(|segment| segment.count.at_most > 0).collect();
-    let streams: Vec<&StreamName> = counted.iter().map(|segment| &segment.summary.stream).collect();
-    let gaps = survey.gaps.iter().filter(|gap| streams.contains(&&gap.stream)).cloned().collect();
+    let streams: BTreeSet<&StreamName> =
+        survey.segments.iter().map(|surveyed| &surveyed.stream).collect();
+    let gaps = survey.gaps.iter().filter(|gap| streams.contains(&gap.stream)).cloned().collect();
 
-    let (mut events, mut exact, mut by_type_exact, mut times_exact) = (0, true, true, true);
+    let (mut events, mut exact, mut times_exact) = (0, true, true);
     let (mut bytes, mut bytes_read, mut requests) = (0, 0, 0);
-    let mut by_type: BTreeMap<String, u64> = BTreeMap::new();
     let mut times: Option<(Timestamp, Timestamp)> = None;
-    for segment in &counted {
-        let (summary, count) = (&segment.summary, &segment.count);
-        events += count.events;
-        exact &= count.exact;
-        by_type_exact &= count.by_type_exact;
-        times_exact &= segment.times_exact;
-        for (kind, count) in &count.by_type {
-            *by_type.entry(kind.clone()).or_default() += count;
-        }
-        let share = count.events as f64 / summary.events() as f64;
-        bytes += (summary.body_bytes as f64 * share) as u64;
-        bytes_read += (summary.size as f64 * share.max(0.05)) as u64;
-        requests += match summary.size <= Segment::ONE_REQUEST_BYTES {
+    for surveyed in &survey.segments {
+        let size = surveyed.size;
+        events += surveyed.selected;
+        exact &= surveyed.exact;
+        times_exact &= surveyed.times_exact;
+        let share = surveyed.selected as f64 / surveyed.events as f64;
+        bytes += (surveyed.body_bytes as f64 * share) as u64;
+        bytes_read += (size as f64 * share.max(0.05)) as u64;
+        requests += match size <= Segment::ONE_REQUEST_BYTES {
             true => 1,
-            false => 1 + 2 * (summary.body_bytes / ROW_GROUP_BYTES + 1),
+            false => 1 + 2 * (surveyed.body_bytes / ROW_GROUP_BYTES + 1),
         };
-        let (min, max) = clipped(&request, segment.times);
+        let (min, max) = clipped(&request, surveyed.times);
         let (earliest, latest) = times.unwrap_or((min, max));
         times = Some((earliest.min(min), latest.max(max)));
     }
     let seconds = seconds(&request, events, bytes, times);
-    let (exchanges, exchanges_exact) = exchanges(&request, &counted);
     Plan {
         archive: survey.archive,
-        segments: counted.iter().map(|segment| PlannedSegment::of(segment)).collect(),
+        segments: survey.segments.into_iter().map(PlannedSegment::of).collect(),
         events,
         exact,
-        by_type,
-        by_type_exact,
+        by_type: survey.by_type,
+        by_type_exact: survey.by_type_exact,
         bytes,
         bytes_read,
         bytes_full_scan: survey.archive_bytes,
@@ -141,31 +130,13 @@ pub fn plan(request: Request, survey: Survey) -> Plan {
         last_time: times.map(|(_, last)| last),
         times_exact,
         gaps,
-        exchanges,
-        exchanges_exact,
+        exchanges: survey.exchanges,
+        exchanges_exact: survey.exchanges_exact,
         target: survey.target,
         preflight: Preflight::default(),
         made_at: survey.now,
         request,
     }
-}
-
-/// Returns the exchanges that events came from, as far as they are kept, and whether that is all.
-fn exchanges(request: &Request, segments: &[&SurveyedSegment]) -> (BTreeSet<String>, bool) {
-    let wanted = &request.selection.exchanges;
-    let all = segments.iter().flat_map(|segment| segment.summary.by_exchange.counts.keys());
-    let mut exchanges: BTreeSet<String> = BTreeSet::new();
-    let mut exact = segments.iter().all(|segment| segment.summary.by_exchange.other == 0);
-    for exchange in all.filter(|name| wanted.is_empty() || wanted.contains(name)) {
-        if exchanges.contains(exchange) {
-            continue;
-        }
-        match exchanges.len() < EXCHANGES_MAX {
-            true => drop(exchanges.insert(exchange.clone())),
-            false => exact = false,
-        }
-    }
-    (exchanges, exact)
 }
 
 /// Returns the bounds within the range of time asked for.
@@ -201,17 +172,9 @@ fn ramped(seconds: f64, ramp: f64) -> f64 {
 }
 
 impl PlannedSegment {
-    fn of(segment: &SurveyedSegment) -> Self {
-        let summary = &segment.summary;
-        PlannedSegment {
-            stream: summary.stream.clone(),
-            key: summary.key.clone(),
-            size: summary.size,
-            digest: summary.digest,
-            first: summary.first,
-            last: summary.last,
-            time_min: summary.time_min,
-        }
+    fn of(surveyed: SurveyedSegment) -> Self {
+        let SurveyedSegment { stream, key, size, digest, first, last, time_min, .. } = surveyed;
+        PlannedSegment { stream, key, size, digest, first, last, time_min }
     }
 
     /// Returns what reading needs to know.

@@ -1,12 +1,12 @@
 //! The facts a plan is made of, gathered just before: what the index knows of each
 //! segment, what only reading can tell, and how the target is.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use dacapo_archive::SegmentSummary;
-use dacapo_archive::store::Store;
-use dacapo_event::{Sequence, StreamName, Timestamp};
+use dacapo_archive::store::{ObjectKey, Store};
+use dacapo_event::{Digest, Sequence, StreamName, Timestamp};
 use dacapo_filter::{Bounds, Count, Place, Selection, TextFacts, Verdict};
 use futures::{StreamExt, TryStreamExt, stream};
 
@@ -20,6 +20,10 @@ const COUNTED_AT_ONCE: usize = 2;
 /// What one body batch of a count may decode to.
 const COUNT_BATCH_BYTES: u64 = 4 * 1024 * 1024;
 
+/// The most exchanges that are named: 1,000 of 255 bytes are 250 KB, and more than any platform has
+/// that names them by hand.
+const EXCHANGES_MAX: usize = 1_000;
+
 /// Whether to read what the index cannot decide.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Depth {
@@ -29,18 +33,27 @@ pub enum Depth {
     Exact,
 }
 
-/// The facts.
+/// The facts. Of a segment only what a plan needs is kept: an archive may have a million.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Survey {
     /// Where the archive is.
     pub archive: String,
     /// Segments that may hold selected events, by stream and then sequence.
     pub segments: Vec<SurveyedSegment>,
+    /// Their selected events by type, as far as types were told apart.
+    pub by_type: BTreeMap<String, u64>,
+    /// Whether `by_type` is complete and what reading would find.
+    pub by_type_exact: bool,
+    /// Those exchanges that their events came from and the selection asks for, at most
+    /// [`EXCHANGES_MAX`].
+    pub exchanges: BTreeSet<String>,
+    /// Whether these are all.
+    pub exchanges_exact: bool,
     /// Size of all segments of the archive: what a full scan would read.
     pub archive_bytes: u64,
     /// How many segments the archive has.
     pub archive_segments: u64,
-    /// Sequences that are missing from streams that the selection reads.
+    /// Sequences that are missing from streams.
     pub gaps: Vec<Gap>,
     /// How the target is.
     pub target: TargetFacts,
@@ -51,10 +64,30 @@ pub struct Survey {
 /// One segment that may hold selected events.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SurveyedSegment {
-    /// What its footer says.
-    pub summary: SegmentSummary,
-    /// How many of its events are selected.
-    pub count: Count,
+    /// The stream it is of.
+    pub stream: StreamName,
+    /// Where it is.
+    pub key: ObjectKey,
+    /// Its size in bytes.
+    pub size: u64,
+    /// Its digest.
+    pub digest: Digest,
+    /// Its first sequence.
+    pub first: Sequence,
+    /// Its last sequence.
+    pub last: Sequence,
+    /// The earliest time it holds.
+    pub time_min: Timestamp,
+    /// How many events it holds.
+    pub events: u64,
+    /// Bytes of all their bodies.
+    pub body_bytes: u64,
+    /// How many of its events are selected; an estimate if not `exact`.
+    pub selected: u64,
+    /// Whether `selected` is the number that reading would find.
+    pub exact: bool,
+    /// No more than this many are selected, in any case.
+    pub at_most: u64,
     /// Earliest and latest time of the selected events, or bounds of them.
     pub times: (Timestamp, Timestamp),
     /// Whether `times` is exact: all events are selected, or the selected ones were read.
@@ -97,71 +130,154 @@ pub async fn survey(
     target: TargetFacts,
     now: Timestamp,
 ) -> Result<Survey, EngineError> {
-    let archive = store.location();
-    let (mut archive_bytes, mut archive_segments) = (0, 0);
-    let (mut candidates, mut gaps) = (Vec::new(), Vec::new());
-    let mut expected: Option<(StreamName, Sequence)> = None;
-    for summary in summaries {
-        let summary = summary?;
-        archive_bytes += summary.size;
-        archive_segments += 1;
-        let next = match &expected {
-            Some((stream, next)) if *stream == summary.stream => *next,
+    let mut survey = Survey {
+        archive: store.location(),
+        segments: Vec::new(),
+        by_type: BTreeMap::new(),
+        by_type_exact: true,
+        exchanges: BTreeSet::new(),
+        exchanges_exact: true,
+        archive_bytes: 0,
+        archive_segments: 0,
+        gaps: Vec::new(),
+        target,
+        now,
+    };
+    let mut whole = Whole::default();
+    let candidates = summaries.filter_map(|summary| match summary {
+        Ok(summary) => {
+            whole.add(&summary);
+            Candidate::of(summary, selection).map(Ok)
+        }
+        Err(error) => Some(Err(error)),
+    });
+    let mut counted = stream::iter(candidates)
+        .map(|candidate| async {
+            match depth {
+                Depth::Index => candidate,
+                Depth::Exact => candidate?.count(Arc::clone(&store), selection).await,
+            }
+        })
+        .buffered(COUNTED_AT_ONCE);
+    while let Some(candidate) = counted.try_next().await? {
+        if candidate.count.at_most > 0 {
+            survey.add(candidate, selection);
+        }
+    }
+    drop(counted);
+    let Whole { bytes, segments, gaps, end: _ } = whole;
+    Ok(Survey { archive_bytes: bytes, archive_segments: segments, gaps, ..survey })
+}
+
+/// What is known of the archive as a whole.
+#[derive(Default)]
+struct Whole {
+    bytes: u64,
+    segments: u64,
+    gaps: Vec<Gap>,
+    /// The stream and last sequence of the segment that came last.
+    end: Option<(StreamName, Sequence)>,
+}
+
+impl Whole {
+    fn add(&mut self, summary: &SegmentSummary) {
+        self.bytes += summary.size;
+        self.segments += 1;
+        let next = match &self.end {
+            Some((stream, last)) if *stream == summary.stream => last.saturating_add(1),
             _ => 1,
         };
         if summary.first > next {
-            gaps.push(Gap { stream: summary.stream.clone(), first: next, last: summary.first - 1 });
+            let stream = summary.stream.clone();
+            self.gaps.push(Gap { stream, first: next, last: summary.first - 1 });
         }
-        expected = Some((summary.stream.clone(), summary.last + 1));
-        let bounds = bounds(&summary);
-        if selection.prune(&bounds) != Verdict::None {
-            let count = selection.count(&bounds);
-            let times = (summary.time_min, summary.time_max);
-            let times_exact = count.exact && count.events == summary.events();
-            candidates.push(SurveyedSegment { summary, count, times, times_exact });
-        }
+        self.end = Some((summary.stream.clone(), summary.last));
     }
-    let segments = match depth {
-        Depth::Index => candidates,
-        Depth::Exact => {
-            stream::iter(candidates)
-                .map(|segment| count_exactly(Arc::clone(&store), selection, segment))
-                .buffered(COUNTED_AT_ONCE)
-                .try_collect()
-                .await?
-        }
-    };
-    Ok(Survey { archive, segments, archive_bytes, archive_segments, gaps, target, now })
 }
 
-async fn count_exactly(
-    store: Arc<dyn Store>,
-    selection: &Arc<Selection>,
-    mut segment: SurveyedSegment,
-) -> Result<SurveyedSegment, EngineError> {
-    let counted = segment.count.exact && segment.count.by_type_exact;
-    if counted && (segment.times_exact || segment.count.events == 0) {
-        return Ok(segment);
+/// A segment that may hold selected events, with all that is known of it.
+struct Candidate {
+    summary: SegmentSummary,
+    count: Count,
+    times: (Timestamp, Timestamp),
+    times_exact: bool,
+}
+
+impl Candidate {
+    fn of(summary: SegmentSummary, selection: &Selection) -> Option<Self> {
+        let bounds = bounds(&summary);
+        if selection.prune(&bounds) == Verdict::None {
+            return None;
+        }
+        let count = selection.count(&bounds);
+        let times = (summary.time_min, summary.time_max);
+        let times_exact = count.exact && count.events == summary.events();
+        Some(Candidate { summary, count, times, times_exact })
     }
-    let wanted = SegmentToRead {
-        key: segment.summary.key.clone(),
-        size: segment.summary.size,
-        digest: segment.summary.digest,
-    };
-    let scan = Scan::open(store, &wanted, Arc::clone(selection), 0, COUNT_BATCH_BYTES).await?;
-    let mut by_type: BTreeMap<String, u64> = BTreeMap::new();
-    let mut times: Option<(Timestamp, Timestamp)> = None;
-    let events = scan
-        .count(|event| {
-            *by_type.entry(event.kind.clone()).or_default() += 1;
-            let (min, max) = times.unwrap_or((event.time, event.time));
-            times = Some((min.min(event.time), max.max(event.time)));
-        })
-        .await?;
-    segment.count = Count { events, exact: true, at_most: events, by_type, by_type_exact: true };
-    segment.times = times.unwrap_or(segment.times);
-    segment.times_exact = true;
-    Ok(segment)
+
+    /// Reads what is not known exactly.
+    async fn count(
+        mut self,
+        store: Arc<dyn Store>,
+        selection: &Arc<Selection>,
+    ) -> Result<Self, EngineError> {
+        let counted = self.count.exact && self.count.by_type_exact;
+        if counted && (self.times_exact || self.count.events == 0) {
+            return Ok(self);
+        }
+        let SegmentSummary { key, size, digest, .. } = &self.summary;
+        let wanted = SegmentToRead { key: key.clone(), size: *size, digest: *digest };
+        let scan = Scan::open(store, &wanted, Arc::clone(selection), 0, COUNT_BATCH_BYTES).await?;
+        let mut by_type: BTreeMap<String, u64> = BTreeMap::new();
+        let mut times: Option<(Timestamp, Timestamp)> = None;
+        let events = scan
+            .count(|event| {
+                *by_type.entry(event.kind.clone()).or_default() += 1;
+                let (min, max) = times.unwrap_or((event.time, event.time));
+                times = Some((min.min(event.time), max.max(event.time)));
+            })
+            .await?;
+        self.count = Count { events, exact: true, at_most: events, by_type, by_type_exact: true };
+        self.times = times.unwrap_or(self.times);
+        self.times_exact = true;
+        Ok(self)
+    }
+}
+
+impl Survey {
+    fn add(&mut self, candidate: Candidate, selection: &Selection) {
+        let Candidate { summary, count, times, times_exact } = candidate;
+        for (kind, events) in count.by_type {
+            *self.by_type.entry(kind).or_default() += events;
+        }
+        self.by_type_exact &= count.by_type_exact;
+        let names = summary.by_exchange.counts.keys();
+        for name in names.filter(|name| selection.wants_exchange(name)) {
+            if !self.exchanges.contains(name) {
+                match self.exchanges.len() < EXCHANGES_MAX {
+                    true => drop(self.exchanges.insert(name.clone())),
+                    false => self.exchanges_exact = false,
+                }
+            }
+        }
+        self.exchanges_exact &= summary.by_exchange.other == 0;
+        self.segments.push(SurveyedSegment {
+            events: summary.events(),
+            stream: summary.stream,
+            key: summary.key,
+            size: summary.size,
+            digest: summary.digest,
+            first: summary.first,
+            last: summary.last,
+            time_min: summary.time_min,
+            body_bytes: summary.body_bytes,
+            selected: count.events,
+            exact: count.exact,
+            at_most: count.at_most,
+            times,
+            times_exact,
+        });
+    }
 }
 
 fn bounds(summary: &SegmentSummary) -> Bounds<'_> {

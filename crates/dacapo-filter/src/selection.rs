@@ -112,6 +112,11 @@ impl Selection {
         self.where_.as_ref().is_some_and(Where::needs_body)
     }
 
+    /// Returns whether events from this exchange may be selected, as far as exchanges are asked for.
+    pub fn wants_exchange(&self, name: &str) -> bool {
+        self.exchanges.as_ref().is_none_or(|names| names.contains(name))
+    }
+
     /// Returns the columns that [`Self::matches_attributes`] looks at.
     pub fn columns(&self) -> ColumnsNeeded {
         let variable =

@@ -38,7 +38,7 @@ proptest! {
                 let (first, last) = (times.clone().min(), times.max());
                 for depth in [Depth::Index, Depth::Exact] {
                     let survey = archive.survey(spec.clone(), depth).await.unwrap();
-                    let at_most: u64 = survey.segments.iter().map(|s| s.count.at_most).sum();
+                    let at_most: u64 = survey.segments.iter().map(|surveyed| surveyed.at_most).sum();
                     assert!(at_most >= events, "{spec:?}");
                     let plan = plan(request(spec.clone()), survey.clone());
                     assert_eq!(plan, super::plan(request(spec.clone()), survey));
