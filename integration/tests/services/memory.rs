@@ -42,12 +42,12 @@ fn import(dacapo: &Dacapo, stream: &str, bodies: &Bodies, more: &[&str]) -> u64 
     peak
 }
 
-/// Returns what reads the whole archive and tells little.
-fn readers() -> [(&'static str, &'static [&'static str]); 4] {
+/// Returns what reads the whole archive and tells little. A rebuild of the index is none of it: it
+/// writes something for each segment, and sled keeps most of that in memory.
+fn readers() -> [(&'static str, &'static [&'static str]); 3] {
     const NONE: &str = "size(body) < 0";
     [
         ("verify", &["archive", "verify"]),
-        ("rebuild", &["index", "rebuild"]),
         ("plan", &["plan", "--exact", "--where", NONE, "--where-errors", "skip"]),
         ("events", &["events", "--where", NONE, "--where-errors", "skip", "--limit", "0"]),
     ]
@@ -59,6 +59,7 @@ fn check_readers(dacapo: &Dacapo) {
     for (what, args) in readers() {
         check_bounded(what, peak::of(dacapo, args));
     }
+    check_bounded("rebuild", peak::of(dacapo, &["index", "rebuild"]));
     check_bounded("replay", peak::of(dacapo, &["replay", "--to-file", "out.ndjson"]));
     fs::remove_file(dacapo.folder().join("out.ndjson")).expect("the command wrote it");
 }
