@@ -90,26 +90,35 @@ const OUTPUT_BYTES: u64 = 32_000;
 /// which is its writer's. Every second segment begins with a repeat, which is dropped.
 pub(crate) fn compacted(word: &str, inputs: Inputs) -> Objects {
     block_on(async {
-        let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
-        for (stream, segments) in COMPACTED {
-            for segment in 1..=segments {
-                append_to_be_merged(&store, stream, segment, word).await;
-            }
-        }
-        let options = Options {
-            streams: Vec::new(),
-            older_than: Duration::ZERO,
-            grace: Duration::ZERO,
-            output_bytes: OUTPUT_BYTES,
-            memory: MemoryBudget::DEFAULT,
-            mode: Mode::Apply,
-            clock,
-        };
-        let keep = Options { grace: Duration::from_secs(60), ..options.clone() };
-        let options = if inputs == Inputs::Kept { keep } else { options };
-        compact(Arc::clone(&store), &options, |_| {}).await.unwrap();
+        let store = to_be_compacted(word).await;
+        compact_all(&store, inputs).await;
         objects(&store).await
     })
+}
+
+/// Returns that archive as it is before.
+pub(crate) async fn to_be_compacted(word: &str) -> Arc<dyn Store> {
+    let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
+    for (stream, segments) in COMPACTED {
+        for segment in 1..=segments {
+            append_to_be_merged(&store, stream, segment, word).await;
+        }
+    }
+    store
+}
+
+/// Compacts that archive.
+pub(crate) async fn compact_all(store: &Arc<dyn Store>, inputs: Inputs) {
+    let options = Options {
+        streams: Vec::new(),
+        older_than: Duration::ZERO,
+        grace: Duration::from_secs(if inputs == Inputs::Kept { 60 } else { 0 }),
+        output_bytes: OUTPUT_BYTES,
+        memory: MemoryBudget::DEFAULT,
+        mode: Mode::Apply,
+        clock,
+    };
+    compact(Arc::clone(store), &options, |_| {}).await.unwrap();
 }
 
 async fn append_to_be_merged(store: &Arc<dyn Store>, stream: &str, segment: u64, word: &str) {

@@ -134,21 +134,22 @@ impl<'a> Outputs<'a> {
         self.before = Some(output);
     }
 
-    /// Checks what is left of them once the chain has come to its `end`, and looks for those that
-    /// no entry names: of them the `missing` segments may have been made.
-    pub(super) async fn finish(
-        mut self,
-        end: Sequence,
-        missing: &[(Sequence, Sequence)],
+    /// Checks what is left of them, and returns where they end.
+    pub(super) async fn rest(
+        &mut self,
         report: &mut Report,
         checked: &mut dyn FnMut(u64),
-    ) -> Result<(), ArchiveError> {
+    ) -> Result<Sequence, ArchiveError> {
         self.reach(Sequence::MAX, report, checked).await?;
-        if self.last > end {
-            let problem = format!("end at sequence {}, but the chain ends at {end}", self.last);
-            let beyond = Some((end.saturating_add(1), self.last));
-            report.problem(layout::compactions_of(self.stream), beyond, problem);
-        }
+        Ok(self.last)
+    }
+
+    /// Looks for those that no entry names: of them the `missing` segments may have been made.
+    pub(super) async fn check_unnamed(
+        self,
+        missing: &[(Sequence, Sequence)],
+        report: &mut Report,
+    ) -> Result<(), ArchiveError> {
         let prefix = layout::compacted_of(self.stream);
         let listed = chain::list_placed(&**self.store, prefix, None, layout::parse_compacted);
         let entries = listed.map(|listed| async {

@@ -43,6 +43,8 @@ pub(super) async fn check(
                 && place == Some((stream.clone(), entry.first));
             Ok((!same).then(|| "its footer and its entry contradict each other".to_owned()))
         }
+        // Deleted by a compaction since.
+        Err(ArchiveError::Store(StoreError::NotFound { .. })) => Ok(Some(MISSING.to_owned())),
         Err(ArchiveError::Store(error)) => Err(error.into()),
         Err(error) => Ok(Some(problem_of(&error))),
     }

@@ -26,7 +26,7 @@ pub(super) async fn check(
     let expected: Vec<&Head> = expected.iter().filter(|kept| kept.stream == *name).collect();
     let wanted: BTreeSet<(Sequence, Digest)> =
         head.into_iter().chain(expected.iter().copied()).map(end_of).collect();
-    let mut chain = Chain { name, head, end: End::Start, last: 0, held: BTreeSet::new() };
+    let mut chain = Chain { name, head, end: End::Start, last: 0, grown: 0, held: BTreeSet::new() };
     let mut outputs = Outputs::of(store, name);
     let mut missing = Vec::new();
     let mut reads = pin!(
@@ -59,7 +59,9 @@ pub(super) async fn check(
         chain.last = chain.last.max(entry.last);
         chain.end = End::At(entry);
     }
-    outputs.finish(chain.last, &missing, report, checked).await?;
+    let compacted = outputs.rest(report, checked).await?;
+    chain.check_outputs(&**store, compacted, report).await?;
+    outputs.check_unnamed(&missing, report).await?;
     chain.check_unnamed(&**store, report).await?;
     chain.check_heads(survey, &expected, report);
     Ok(())
@@ -154,6 +156,8 @@ struct Chain<'a> {
     head: Option<&'a Head>,
     end: End,
     last: Sequence,
+    /// Where it has come to since, if a writer went on.
+    grown: Sequence,
     /// Those ends of segments that a head names.
     held: BTreeSet<(Sequence, Digest)>,
 }
@@ -183,18 +187,52 @@ impl Chain<'_> {
         }
     }
 
+    /// Returns whether a sequence is beyond the end of the chain, also as it is by now; the next one
+    /// is not.
+    async fn is_beyond(
+        &mut self,
+        store: &dyn Store,
+        sequence: Sequence,
+    ) -> Result<bool, ArchiveError> {
+        self.grown = self.grown.max(self.last);
+        while self.grown.saturating_add(1) < sequence {
+            match chain::entry(store, self.name, self.grown + 1).await {
+                Ok(Some(entry)) if entry.last > self.grown => self.grown = entry.last,
+                Err(ArchiveError::Store(error)) => return Err(error.into()),
+                Ok(_) | Err(_) => return Ok(true),
+            }
+        }
+        Ok(false)
+    }
+
+    /// Holds where the outputs of compaction end against where the chain does.
+    async fn check_outputs(
+        &mut self,
+        store: &dyn Store,
+        compacted: Sequence,
+        report: &mut Report,
+    ) -> Result<(), ArchiveError> {
+        if self.is_beyond(store, compacted.saturating_add(1)).await? {
+            let end = self.last;
+            let problem = format!("end at sequence {compacted}, but the chain ends at {end}");
+            let beyond = Some((end.saturating_add(1), compacted));
+            report.problem(layout::compactions_of(self.name), beyond, problem);
+        }
+        Ok(())
+    }
+
     /// Looks for segments that no entry names, and for those of another size than theirs gives:
     /// what was appended to a segment is in none of the places that its entry leads to.
     async fn check_unnamed(
-        &self,
+        &mut self,
         store: &dyn Store,
         report: &mut Report,
     ) -> Result<(), ArchiveError> {
-        let prefix = layout::segments_of(self.name);
+        let (name, prefix) = (self.name, layout::segments_of(self.name));
         let listed = chain::list_placed(store, prefix, None, layout::parse_segment);
         let entries = listed.map(|listed| async {
             let (object, first) = listed?;
-            let entry = chain::entry(store, self.name, first).await;
+            let entry = chain::entry(store, name, first).await;
             Ok::<_, ArchiveError>((object, first, entry))
         });
         let mut entries = pin!(entries.buffered(SEGMENTS_AT_ONCE));
@@ -205,13 +243,15 @@ impl Chain<'_> {
                 }
                 Err(ArchiveError::Store(error)) => return Err(error.into()),
                 // A writer puts no segment before the one before it is committed.
-                Ok(_) | Err(_) if first > self.last.saturating_add(1) => {
+                Ok(_) | Err(_) if self.is_beyond(store, first).await? => {
+                    let end = self.last;
                     let problem = format!(
-                        "begins at {first}, but the chain ends at {}: chain entries are gone",
-                        self.last
+                        "begins at {first}, but the chain ends at {end}: chain entries are gone"
                     );
                     report.problem(&object.key, None, problem);
                 }
+                // A writer that is at work.
+                Ok(_) | Err(_) if first > self.last && self.grown > self.last => {}
                 Ok(_) => report.note(
                     &object.key,
                     "was put but never committed (its writer was stopped or overtaken); its \

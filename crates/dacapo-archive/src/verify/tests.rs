@@ -6,6 +6,7 @@ use crate::store::memory::MemoryStore;
 use crate::testing;
 
 mod damage;
+mod live;
 
 /// An archive of one stream with `segments` segments of two events.
 async fn archive(segments: u64) -> Arc<dyn Store> {
