@@ -44,8 +44,8 @@ pub struct Survey {
     pub by_type: BTreeMap<String, u64>,
     /// Whether `by_type` is complete and what reading would find.
     pub by_type_exact: bool,
-    /// Those exchanges that their events came from and the selection asks for, at most
-    /// [`EXCHANGES_MAX`].
+    /// Those exchanges that their events came from and the selection asks for, as far as they are
+    /// named.
     pub exchanges: BTreeSet<String>,
     /// Whether these are all.
     pub exchanges_exact: bool,
