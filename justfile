@@ -46,7 +46,8 @@ memory:
     DACAPO_TEST_BIN="$PWD/target/release/dacapo" DACAPO_TEST_MEMORY_BYTES=1000000000 \
       ./integration/test --test services -- --test-threads 1 --nocapture tenfold
 
-# What import, scan and replay cost here; prints a table and writes target/bench/report.json
-bench:
+# What it costs beside the leanest client, in pairs (--runs N); prints a table and writes
+# target/bench/report.json
+bench *ARGS:
     cargo build --release -p dacapo-cli -p dacapo-integration --bins
-    target/release/servers target/release/bench
+    target/release/servers target/release/bench {{ ARGS }}

@@ -23,6 +23,8 @@ pub mod seaweed;
 pub mod servers;
 
 pub mod dacapo;
+#[cfg(feature = "services")]
+pub mod reference;
 pub mod services;
 #[cfg(feature = "services")]
 pub mod stored;

@@ -1,0 +1,62 @@
+//! Commands, and what they cost.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, ensure};
+
+/// What a command took.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Cost {
+    pub(crate) wall_seconds: f64,
+    /// User and system time of the whole process.
+    pub(crate) cpu_seconds: f64,
+}
+
+impl Cost {
+    /// Returns how many of so many events a second that is.
+    pub(crate) fn rate(&self, events: u64) -> f64 {
+        events as f64 / self.wall_seconds
+    }
+
+    /// Returns the microseconds of a processor for each of so many events.
+    pub(crate) fn cpu_micros(&self, events: u64) -> f64 {
+        self.cpu_seconds * 1e6 / events as f64
+    }
+}
+
+/// Runs a program that must succeed; the shell's `time` tells wall, user and system seconds.
+/// Standard output goes nowhere, errors to `log`.
+pub(crate) fn run(program: &Path, args: &[&str], folder: &Path) -> Result<Cost> {
+    let folder = fs::canonicalize(folder)?;
+    let log = folder.join("log");
+    let output = Command::new("bash")
+        .arg("-c")
+        .arg("TIMEFORMAT='%R %U %S'; time \"$@\" >/dev/null 2>\"$LOG\"")
+        .arg("bench")
+        .arg(program)
+        .args(args)
+        .env("LOG", &log)
+        .env("DACAPO_INDEX", folder.join("index"))
+        .env("DACAPO_STATE", folder.join("state"))
+        .env("DACAPO_AMQP", dacapo_integration::services::amqp())
+        .stdin(Stdio::null())
+        .output()
+        .context("failed to start bash")?;
+    let said = fs::read_to_string(log).unwrap_or_default();
+    ensure!(output.status.success(), "{} {args:?} failed: {said}", program.display());
+    let times = String::from_utf8(output.stderr)?;
+    let times: Vec<f64> = times.split_whitespace().map(str::parse).collect::<Result<_, _>>()?;
+    let [wall_seconds, user, system] = times[..] else {
+        anyhow::bail!("`time` printed {times:?}");
+    };
+    Ok(Cost { wall_seconds, cpu_seconds: user + system })
+}
+
+/// Returns the `dacapo` that is measured.
+#[expect(clippy::disallowed_methods, reason = "the harness says where the binary is")]
+pub(crate) fn dacapo() -> Result<PathBuf> {
+    let binary = std::env::var_os("DACAPO_TEST_BIN").context("run it with `just bench`")?;
+    Ok(PathBuf::from(binary))
+}
