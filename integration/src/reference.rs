@@ -1,7 +1,7 @@
 //! The leanest AMQP client that is still correct: what a broker can do with a publisher or a
 //! consumer that costs next to nothing. The bench holds dacapo against it.
 //!
-//! One blocking socket, frames that are built once, [`BATCH`] messages a write. Whatever the broker
+//! One blocking socket, frames that are built once, 64 messages a write. Whatever the broker
 //! says that is not expected ends it. Frames, methods and properties are those of AMQP 0-9-1
 //! (specification, sections 2.3.5, 4.2.3 and 4.2.6), confirms RabbitMQ's extension of it.
 
