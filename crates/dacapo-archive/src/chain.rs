@@ -141,6 +141,18 @@ impl ChainEntry {
         Self::from_json(key, from_json(key, bytes)?)
     }
 
+    /// Returns this entry if it commits what begins at `first`, which its key says.
+    ///
+    /// # Errors
+    /// It is damaged: it is the entry of another place.
+    pub(crate) fn at(self, key: &ObjectKey, first: Sequence) -> Result<Self, ArchiveError> {
+        if first > 0 && self.first == first && self.last >= first {
+            return Ok(self);
+        }
+        let problem = format!("is the entry of sequences {} to {}", self.first, self.last);
+        Err(ArchiveError::damaged(key, problem))
+    }
+
     pub(crate) fn from_json(key: &ObjectKey, json: ChainEntryJson) -> Result<Self, ArchiveError> {
         let unreadable =
             |what: &str| ArchiveError::damaged(key, format!("its `{what}` is not readable"));
@@ -387,7 +399,7 @@ pub async fn head(store: &dyn Store, stream: &StreamName) -> Result<Option<Head>
 /// Returns the chain entry at a sequence, or nothing if there is none.
 ///
 /// # Errors
-/// The store fails, or the entry is not readable.
+/// The store fails, or the entry is not readable, or that of another place.
 pub async fn entry(
     store: &dyn Store,
     stream: &StreamName,
@@ -395,11 +407,28 @@ pub async fn entry(
 ) -> Result<Option<ChainEntry>, ArchiveError> {
     let key = layout::chain_entry(stream, first);
     match get_if_there(store, &key).await? {
-        Some(bytes) => ChainEntry::from_bytes(&key, &bytes).map(Some),
+        Some(bytes) => ChainEntry::from_bytes(&key, &bytes)?.at(&key, first).map(Some),
         None => Ok(None),
     }
 }
 
+/// Returns the entry as [`entry`] does, if it is the very bytes that a writer puts.
+///
+/// # Errors
+/// As [`entry`], or the bytes were changed without changing what they mean.
+pub(crate) async fn exact_entry(
+    store: &dyn Store,
+    stream: &StreamName,
+    first: Sequence,
+) -> Result<Option<ChainEntry>, ArchiveError> {
+    let key = layout::chain_entry(stream, first);
+    match get_if_there(store, &key).await? {
+        Some(bytes) => ChainEntry::from_exact_bytes(&key, &bytes)?.at(&key, first).map(Some),
+        None => Ok(None),
+    }
+}
+
+/// Returns the bytes of an object that should be small, or nothing if it is not there.
 pub(crate) async fn get_if_there(
     store: &dyn Store,
     key: &ObjectKey,

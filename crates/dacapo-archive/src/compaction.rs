@@ -241,6 +241,11 @@ impl CompactionEntry {
         })
     }
 
+    /// Returns this entry if its output begins at `first`, which its key says.
+    fn at(self, key: &ObjectKey, first: Sequence) -> Result<Self, ArchiveError> {
+        Ok(CompactionEntry { output: self.output.at(key, first)?, ..self })
+    }
+
     /// Returns whether the output is one of the stream's own segments, which was large enough.
     pub fn is_taken_over(&self) -> bool {
         layout::parse_segment(&self.output.segment).is_some()
@@ -250,7 +255,7 @@ impl CompactionEntry {
 /// Returns the compaction entry at a sequence, or nothing if there is none.
 ///
 /// # Errors
-/// The store fails, or the entry is not readable.
+/// The store fails, or the entry is not readable, or that of another place.
 pub async fn entry(
     store: &dyn Store,
     stream: &StreamName,
@@ -258,7 +263,7 @@ pub async fn entry(
 ) -> Result<Option<CompactionEntry>, ArchiveError> {
     let key = layout::compaction_entry(stream, first);
     match chain::get_if_there(store, &key).await? {
-        Some(bytes) => CompactionEntry::from_bytes(&key, &bytes).map(Some),
+        Some(bytes) => CompactionEntry::from_bytes(&key, &bytes)?.at(&key, first).map(Some),
         None => Ok(None),
     }
 }
@@ -274,7 +279,7 @@ pub(crate) async fn exact_entry(
 ) -> Result<Option<CompactionEntry>, ArchiveError> {
     let key = layout::compaction_entry(stream, first);
     match chain::get_if_there(store, &key).await? {
-        Some(bytes) => CompactionEntry::from_exact_bytes(&key, &bytes).map(Some),
+        Some(bytes) => CompactionEntry::from_exact_bytes(&key, &bytes)?.at(&key, first).map(Some),
         None => Ok(None),
     }
 }

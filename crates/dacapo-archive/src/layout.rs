@@ -137,12 +137,9 @@ pub fn date_of(segment: &ObjectKey) -> Option<&str> {
     Some(parse_partitioned(segment, SEGMENTS)?.date)
 }
 
-/// Returns the hour that a segment is filed under; nothing if it is not written as we do.
+/// Returns the hour that a segment is filed under.
 pub fn hour_of(segment: &ObjectKey) -> Option<u8> {
-    let digits = parse_partitioned(segment, SEGMENTS)?.hour;
-    let is_ours = digits.len() == 2 && digits.bytes().all(|b| b.is_ascii_digit());
-    let hour = is_ours.then(|| digits.parse().ok())?;
-    hour.filter(|hour| *hour < HOURS)
+    Some(parse_partitioned(segment, SEGMENTS)?.hour)
 }
 
 /// Returns the key of an input of an output, which is filed under the same date; nothing if that
@@ -164,18 +161,34 @@ pub fn first_input_of(output: &ObjectKey) -> Option<ObjectKey> {
 struct Partitioned<'a> {
     stream: StreamName,
     date: &'a str,
-    hour: &'a str,
+    hour: u8,
     /// Without the folders before it and the extension.
     name: &'a str,
 }
 
+/// Takes what is filed under a date and an hour as we write them, and nothing else.
 fn parse_partitioned<'a>(key: &'a ObjectKey, prefix: &str) -> Option<Partitioned<'a>> {
     let mut parts = key.as_str().strip_prefix(prefix)?.split('/');
     let stream = parts.next()?.strip_prefix("stream=")?.parse().ok()?;
-    let date = parts.next()?.strip_prefix("date=")?;
-    let hour = parts.next()?.strip_prefix("hour=")?;
+    let date = parts.next()?.strip_prefix("date=").filter(|date| is_date(date))?;
+    let hour = parse_hour(parts.next()?.strip_prefix("hour=")?)?;
     let name = parts.next()?.strip_suffix(".parquet")?;
     parts.next().is_none().then_some(Partitioned { stream, date, hour, name })
+}
+
+/// Returns whether this is written as `2026-11-23`; there need not be such a day.
+fn is_date(text: &str) -> bool {
+    let is_in_place = |(place, byte): (usize, u8)| match place {
+        4 | 7 => byte == b'-',
+        _ => byte.is_ascii_digit(),
+    };
+    text.len() == "2026-11-23".len() && text.bytes().enumerate().all(is_in_place)
+}
+
+fn parse_hour(digits: &str) -> Option<u8> {
+    let is_ours = digits.len() == 2 && digits.bytes().all(|b| b.is_ascii_digit());
+    let hour = is_ours.then(|| digits.parse().ok())?;
+    hour.filter(|hour| *hour < HOURS)
 }
 
 /// Returns the stream and first sequence of the key of a segment or of an output.
@@ -346,9 +359,13 @@ mod tests {
     fn other_objects_are_not_taken_for_ours() {
         for text in [
             "segments/readme.txt",
-            "segments/stream=a/date=x/hour=y/1.parquet",
-            "compacted/stream=a/date=x/hour=y/00000000000000000017.parquet",
-            "compacted/stream=a/date=x/hour=y/00000000000000000017-ba7816bf8f01cfeG.parquet",
+            "segments/stream=a/date=2026-11-23/hour=08/1.parquet",
+            "segments/stream=a/date=2026-11-23/hour=24/00000000000000000017.parquet",
+            "segments/stream=a/date=2026-11-23/hour=8/00000000000000000017.parquet",
+            "segments/stream=a/date=2026-11-2x/hour=08/00000000000000000017.parquet",
+            "segments/stream=a/date=2026-11-234/hour=08/00000000000000000017.parquet",
+            "compacted/stream=a/date=2026-11-23/hour=08/00000000000000000017.parquet",
+            "compacted/stream=a/date=2026-11-23/hour=08/00000000000000000017-ba7816bf8f01cfeG.parquet",
             "compactions/a/17.json",
             "chain/a/x.json",
             "heads/a",

@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use bytes::Bytes;
 use dacapo_event::{Digest, Event, MemoryBudget, Message, StreamName, Timestamp};
 
 use crate::compact::{Mode, Options, compact};
 use crate::store::memory::MemoryStore;
-use crate::store::{ByteRange, ObjectKey, Store};
+use crate::store::{ByteRange, ListPage, ObjectKey, Put, Store, StoreError};
 use crate::{SegmentBuilder, StreamWriter, chain};
 
 /// All objects of an archive.
@@ -178,4 +179,39 @@ pub(crate) async fn store_of(objects: &Objects) -> Arc<dyn Store> {
         store.replace(key, bytes.clone()).await.unwrap();
     }
     store
+}
+
+/// A store whose listings have one object a page.
+#[derive(Debug)]
+pub(crate) struct PagesOfOne(pub(crate) Arc<dyn Store>);
+
+#[deny(clippy::missing_trait_methods, reason = "a wrapper passes on everything")]
+#[async_trait]
+impl Store for PagesOfOne {
+    async fn put_new(&self, key: &ObjectKey, bytes: Bytes) -> Result<Put, StoreError> {
+        self.0.put_new(key, bytes).await
+    }
+
+    async fn replace(&self, key: &ObjectKey, bytes: Bytes) -> Result<(), StoreError> {
+        self.0.replace(key, bytes).await
+    }
+
+    async fn get(&self, key: &ObjectKey, range: ByteRange) -> Result<Bytes, StoreError> {
+        self.0.get(key, range).await
+    }
+
+    async fn list(&self, prefix: &str, after: Option<&ObjectKey>) -> Result<ListPage, StoreError> {
+        let mut page = self.0.list(prefix, after).await?;
+        page.more |= page.objects.len() > 1;
+        page.objects.truncate(1);
+        Ok(page)
+    }
+
+    async fn delete(&self, key: &ObjectKey) -> Result<(), StoreError> {
+        self.0.delete(key).await
+    }
+
+    fn location(&self) -> String {
+        self.0.location()
+    }
 }

@@ -3,12 +3,13 @@
 //!
 //! Reads everything, changes nothing, and goes on after each problem so that one run
 //! names all of them.
-
 //!
-//! Goes along each stream in order of sequence and holds a page of each listing, so that memory
-//! does not depend on how many segments there are.
+//! Goes along each stream in order of sequence and holds of each listing what the store gives at a
+//! time (a page; a file store has the names of one directory besides), so that memory grows with
+//! what is wrong and not with how many segments there are. What was put after the survey is not
+//! gone along, so that a writer at work does not keep a verification from its end.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::pin::pin;
 use std::sync::Arc;
 
@@ -16,20 +17,27 @@ use dacapo_event::{Sequence, StreamName};
 use futures::TryStreamExt;
 
 use crate::chain::{self, ChainEntry, Head};
-use crate::store::{ByteRange, ObjectMeta, Store};
+use crate::store::{ObjectMeta, Store, StoreError};
 use crate::{ArchiveError, layout};
 
 pub(crate) use self::segment::digest_of;
 
 mod outputs;
+mod places;
 mod segment;
 mod stream;
 
 /// Segments read at once: hides a store's latency.
 const SEGMENTS_AT_ONCE: usize = 2;
 
+/// Entries of objects that were listed, read at once: they are small.
+const ENTRIES_AT_ONCE: usize = 16;
+
 /// Said of what should be there and is not.
 const MISSING: &str = "is missing";
+
+/// Said of what was listed and could not be read then.
+const DISAPPEARED: &str = "disappeared while it was read";
 
 /// What a verification found.
 #[derive(Debug, Default)]
@@ -91,7 +99,7 @@ pub struct Progress {
 pub async fn verify(
     store: Arc<dyn Store>,
     expected: &[Head],
-    mut progress: impl FnMut(Progress),
+    mut progress: impl FnMut(Progress) + Send,
 ) -> Result<Report, ArchiveError> {
     let mut report = Report::default();
     let survey = Survey::take(&*store, &mut report).await?;
@@ -102,18 +110,18 @@ pub async fn verify(
         so_far.bytes += size;
         progress(so_far);
     };
-    for name in &survey.streams {
+    for (name, surveyed) in &survey.streams {
         report.streams += 1;
-        stream::check(&store, &survey, name, expected, &mut report, &mut checked).await?;
+        stream::check(&store, name, surveyed, expected, &mut report, &mut checked).await?;
     }
     for head in expected {
-        if !survey.streams.contains(&head.stream) {
+        if !survey.streams.contains_key(&head.stream) {
             let gone = format!("stream `{}` is gone", head.stream);
             report.problem(layout::head(&head.stream), Some((1, head.last)), gone);
         }
     }
     report.events = report.events.saturating_sub(report.dropped);
-    report.heads = survey.heads.into_values().collect();
+    report.heads = survey.streams.into_values().filter_map(|surveyed| surveyed.head).collect();
     Ok(report)
 }
 
@@ -131,11 +139,9 @@ impl Report {
         self.notes.push(Finding::of(key, None, problem));
     }
 
-    /// Holds the size of an object that is there against that in its entry, unless more is known.
+    /// Holds the size of an object that is there against that in its entry.
     fn check_size(&mut self, object: &ObjectMeta, entry: &ChainEntry) {
-        if let Some(problem) = segment::size_differs(object.size, entry)
-            && !self.problems.iter().any(|known| known.key == object.key.as_str())
-        {
+        if let Some(problem) = segment::size_differs(object.size, entry) {
             self.problem(&object.key, Some((entry.first, entry.last)), problem);
         }
     }
@@ -154,19 +160,28 @@ impl Finding {
 /// What there is under the archive's prefix: its streams, and how much is to be read.
 #[derive(Default)]
 struct Survey {
-    streams: BTreeSet<StreamName>,
-    heads: BTreeMap<StreamName, Head>,
-    /// Streams whose head is there and was found to be damaged.
-    damaged_heads: BTreeSet<StreamName>,
+    streams: BTreeMap<StreamName, Surveyed>,
     /// Segments and outputs of compaction.
     objects: u64,
     /// Their bytes.
     bytes: u64,
 }
 
+/// What there is of one stream.
+#[derive(Default)]
+struct Surveyed {
+    head: Option<Head>,
+    /// Whether its head is there and was found to be damaged.
+    has_damaged_head: bool,
+    /// The first sequence of its last chain entry, and that of its last segment: what comes after
+    /// them was put later.
+    last_entry: Sequence,
+    last_segment: Sequence,
+}
+
 impl Survey {
-    /// Heads are read first, and chains later: what a running writer adds between makes the end of
-    /// a chain later than its head says, never earlier.
+    /// Heads are read first, then chains are listed, then segments: what a running writer adds
+    /// between makes each of them go further than the one before, never less far.
     async fn take(store: &dyn Store, report: &mut Report) -> Result<Self, ArchiveError> {
         let mut survey = Survey::default();
         survey.read_heads(store, report).await?;
@@ -178,18 +193,27 @@ impl Survey {
         ] {
             let mut listed = pin!(chain::list(store, prefix.to_owned(), None));
             while let Some(object) = listed.try_next().await? {
-                let Some(stream) = layout::stream_of(&object.key) else {
-                    report.note(&object.key, not_ours);
-                    continue;
-                };
-                survey.streams.insert(stream);
-                if layout::parse_any_segment(&object.key).is_some() {
-                    survey.objects += 1;
-                    survey.bytes += object.size;
+                match layout::stream_of(&object.key) {
+                    Some(stream) => survey.count(stream, &object),
+                    None => report.note(&object.key, not_ours),
                 }
             }
         }
         Ok(survey)
+    }
+
+    fn count(&mut self, stream: StreamName, object: &ObjectMeta) {
+        let surveyed = self.streams.entry(stream).or_default();
+        if layout::parse_any_segment(&object.key).is_some() {
+            self.objects += 1;
+            self.bytes = self.bytes.saturating_add(object.size);
+        }
+        if let Some((_, first)) = layout::parse_chain_entry(&object.key) {
+            surveyed.last_entry = surveyed.last_entry.max(first);
+        }
+        if let Some((_, first)) = layout::parse_segment(&object.key) {
+            surveyed.last_segment = surveyed.last_segment.max(first);
+        }
     }
 
     async fn read_heads(
@@ -203,32 +227,44 @@ impl Survey {
                 report.note(&object.key, "is no head; not ours");
                 continue;
             };
-            self.streams.insert(stream.clone());
-            let bytes = store.get(&object.key, ByteRange::Full).await?;
-            let problem = match Head::from_exact_bytes(&object.key, &bytes) {
-                Ok(head) if head.stream == stream => {
-                    self.heads.insert(stream, head);
+            let bytes = chain::get_if_there(store, &object.key).await;
+            let read = bytes.and_then(|bytes| match bytes {
+                Some(bytes) => Head::from_exact_bytes(&object.key, &bytes).map(Some),
+                None => Ok(None),
+            });
+            let surveyed = self.streams.entry(stream.clone()).or_default();
+            let problem = match read {
+                Ok(Some(head)) if head.stream == stream => {
+                    surveyed.head = Some(head);
                     continue;
                 }
-                Ok(head) => format!("is the head of `{}`", head.stream),
-                Err(error) => problem_of(&error),
+                Ok(Some(head)) => format!("is the head of `{}`", head.stream),
+                // The chain says whether there should be one.
+                Ok(None) => continue,
+                Err(error) => damage(error)?,
             };
             report.problem(&object.key, None, problem);
-            self.damaged_heads.insert(stream);
+            surveyed.has_damaged_head = true;
         }
         Ok(())
     }
 }
 
-/// The problem without the name of the object, which the finding has beside it.
-fn problem_of(error: &ArchiveError) -> String {
+/// Returns what is wrong with an object that could not be read, without its name, which the finding
+/// has beside it.
+///
+/// # Errors
+/// The store failed in a way that says nothing about the object.
+fn damage(error: ArchiveError) -> Result<String, ArchiveError> {
     match error {
-        ArchiveError::Damaged { problem, .. } => problem.clone(),
-        ArchiveError::NewerFormat { key, .. } => {
+        ArchiveError::Store(StoreError::Permanent { reason, .. }) => Ok(reason),
+        ArchiveError::Store(error @ StoreError::Cold { .. }) => Ok(error.to_string()),
+        ArchiveError::Damaged { problem, .. } => Ok(problem),
+        ArchiveError::NewerFormat { ref key, .. } => {
             let text = error.to_string();
-            text.strip_prefix(&format!("`{key}` ")).unwrap_or(&text).to_owned()
+            Ok(text.strip_prefix(&format!("`{key}` ")).unwrap_or(&text).to_owned())
         }
-        other => other.to_string(),
+        other => Err(other),
     }
 }
 

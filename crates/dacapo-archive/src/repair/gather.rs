@@ -290,8 +290,8 @@ async fn read_entry(
 ) -> Result<EntryRead, ArchiveError> {
     let key = layout::chain_entry(name, first);
     let bytes = store.get(&key, ByteRange::Full).await?;
-    let entry = readable(ChainEntry::from_exact_bytes(&key, &bytes))?;
-    let Some(entry) = entry.filter(|entry| is_of_its_place(entry, first)) else {
+    let read = ChainEntry::from_exact_bytes(&key, &bytes).and_then(|entry| entry.at(&key, first));
+    let Some(entry) = readable(read)? else {
         return Ok((first, bytes, Listed { entry: None, confirmed: false }, None));
     };
     let segment = open(store, &entry).await?;
@@ -316,9 +316,8 @@ async fn read_compaction_entry(
 ) -> Result<CompactionEntryRead, ArchiveError> {
     let key = layout::compaction_entry(name, first);
     let bytes = store.get(&key, ByteRange::Full).await?;
-    let entry = readable(CompactionEntry::from_exact_bytes(&key, &bytes))?;
-    let entry = entry.map(|entry| entry.output);
-    let Some(entry) = entry.filter(|entry| is_of_its_place(entry, first)) else {
+    let read = CompactionEntry::from_exact_bytes(&key, &bytes);
+    let Some(entry) = readable(read.and_then(|entry| entry.output.at(&key, first)))? else {
         let named = Legible::of(&bytes).digest;
         return Ok((first, bytes, ListedOutput { entry: None, named }, None));
     };
@@ -331,10 +330,6 @@ async fn read_compaction_entry(
         output = Output::of(&segment).map(|output| (output, facts_of(segment.summary())));
     }
     Ok((first, bytes, ListedOutput { entry: Some(entry), named: None }, output))
-}
-
-fn is_of_its_place(entry: &ChainEntry, first: Sequence) -> bool {
-    entry.first == first && first > 0 && entry.last >= first
 }
 
 /// Returns what an object means, or nothing if it is damaged.

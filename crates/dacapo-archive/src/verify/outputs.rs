@@ -1,73 +1,94 @@
 //! Checks the outputs of compaction: their entries, their bytes, their chain, and that they were
 //! made of what the stream's own chain says there was.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::pin::pin;
 use std::sync::Arc;
 
 use dacapo_event::{Sequence, StreamName};
-use futures::stream::LocalBoxStream;
 use futures::{StreamExt, TryStreamExt};
 
-use super::{Finding, MISSING, Report, SEGMENTS_AT_ONCE, problem_of, segment};
+use super::segment::{self, Checked, Kind};
+use super::stream::Committed;
+use super::{DISAPPEARED, ENTRIES_AT_ONCE, Finding, MISSING, Report, damage};
 use crate::chain::{self, ChainEntry};
 use crate::compaction::{self, CompactionEntry, Input};
 use crate::store::{ObjectKey, Store};
-use crate::{ArchiveError, Segment, layout};
+use crate::{ArchiveError, layout};
 
-/// The outputs of a stream, gone along beside its chain.
+/// What is kept of a stream's outputs while they are gone along, beside its chain.
 pub(super) struct Outputs<'a> {
-    store: &'a Arc<dyn Store>,
     stream: &'a StreamName,
-    reads: LocalBoxStream<'a, Result<Output, ArchiveError>>,
-    /// Whether `reads` came to its end.
-    ended: bool,
-    /// The entry that was read last.
+    /// The entry that was come by last.
     key: Option<ObjectKey>,
     /// What it says, if it was readable.
     before: Option<ChainEntry>,
     /// What its output was made of, by first sequence, if it is sound.
     inputs: BTreeMap<Sequence, Input>,
-    /// Where the outputs end, sound or not.
+    /// Where the outputs end that are sound.
     last: Sequence,
+    /// The first sequences of those that are not.
+    wrong: BTreeSet<Sequence>,
 }
 
 impl<'a> Outputs<'a> {
-    /// Reads nothing yet.
-    pub(super) fn of(store: &'a Arc<dyn Store>, stream: &'a StreamName) -> Self {
+    pub(super) fn of(stream: &'a StreamName) -> Self {
         Outputs {
-            store,
             stream,
-            reads: reads(store, stream, None),
-            ended: false,
             key: None,
             before: None,
             inputs: BTreeMap::new(),
             last: 0,
+            wrong: BTreeSet::new(),
         }
     }
 
-    /// Returns whether a sound output was made of this very segment and holds what was in it; one
-    /// that was made of another one at its place is a problem.
-    ///
-    /// To be asked of one entry after the other in order of sequence. `checked` is told the size
-    /// of each output that is come by.
-    pub(super) async fn stand_for(
+    /// Comes by the next output; `checked` is told its size.
+    pub(super) fn take(
         &mut self,
-        entry: &ChainEntry,
-        is_there: bool,
+        output: OutputRead,
         report: &mut Report,
         checked: &mut dyn FnMut(u64),
-    ) -> Result<bool, ArchiveError> {
-        self.reach(entry.first, report, checked).await?;
-        if !is_there && self.ended && self.last < entry.first {
-            // A compaction that runs meanwhile may have deleted it after these were listed.
-            self.reads = reads(self.store, self.stream, self.key.clone());
-            self.ended = false;
-            self.reach(entry.first, report, checked).await?;
+    ) {
+        let OutputRead { key, first, entry, made, findings } = output;
+        if !findings.is_empty() {
+            self.wrong.insert(first);
         }
+        report.problems.extend(findings);
+        let is_first = self.key.replace(key.clone()).is_none();
+        self.inputs.clear();
+        let before = self.before.take();
+        let Some(CompactionEntry { output, .. }) = entry else { return };
+        let expected = before.as_ref().map_or(1, |before| before.last.saturating_add(1));
+        let known = before.is_some() || is_first;
+        let sequences = Some((output.first, output.last));
+        if known && output.first > expected {
+            let missing = Some((expected, output.first - 1));
+            report.problem(layout::compaction_entry(self.stream, expected), missing, MISSING);
+        } else if known && output.first < expected {
+            let problem = format!("begins before the output before it ends, at {}", expected - 1);
+            report.problem(&key, sequences, problem);
+        } else if known && output.previous != before.as_ref().map(|before| before.digest) {
+            report.problem(&key, sequences, "does not continue the output before it");
+        }
+        report.outputs += 1;
+        if let Some((inputs, dropped)) = made {
+            report.dropped += dropped;
+            self.inputs = inputs.into_iter().map(|input| (input.first, input)).collect();
+            self.last = self.last.max(output.last);
+        }
+        if layout::parse_compacted(&output.segment).is_some() {
+            report.bytes = report.bytes.saturating_add(output.size);
+            checked(output.size);
+        }
+        self.before = Some(output);
+    }
+
+    /// Returns whether the output that was come by last is sound, was made of this very segment,
+    /// and holds what was in it; one that was made of another one at its place is a problem.
+    pub(super) fn stand_for(&self, entry: &ChainEntry, report: &mut Report) -> bool {
         let (Some(output), Some(input)) = (&self.before, self.inputs.get(&entry.first)) else {
-            return Ok(false);
+            return false;
         };
         let is_itself = layout::parse_segment(&output.segment).is_some();
         let same = match is_itself {
@@ -82,86 +103,62 @@ impl<'a> Outputs<'a> {
             report.problem(&output.segment, Some((entry.first, entry.last)), problem);
         }
         // A segment that was taken over as it is stands for nothing but itself.
-        Ok(same && !is_itself)
+        same && !is_itself
     }
 
-    /// Checks the outputs up to that which holds this sequence.
-    async fn reach(
+    /// Returns where those end that are sound.
+    pub(super) fn last(&self) -> Sequence {
+        self.last
+    }
+
+    /// Goes along those that a compaction made since they were listed, for segments that it deleted
+    /// meanwhile; returns those of the `missing` that none of them stands for.
+    pub(super) async fn made_since(
         &mut self,
-        sequence: Sequence,
+        store: &Arc<dyn Store>,
+        mut missing: Vec<Committed>,
         report: &mut Report,
-        checked: &mut dyn FnMut(u64),
-    ) -> Result<(), ArchiveError> {
-        while !self.ended && self.last < sequence {
-            match self.reads.try_next().await? {
-                Some(output) => self.take(output, report, checked),
-                None => self.ended = true,
-            }
+        checked: &mut (dyn FnMut(u64) + Send),
+    ) -> Result<Vec<Committed>, ArchiveError> {
+        let (stream, prefix) = (self.stream, layout::compactions_of(self.stream));
+        let after = self.key.clone();
+        let listed = chain::list_placed(&**store, prefix, after, layout::parse_compaction_entry);
+        let mut reads =
+            pin!(listed.and_then(|(_, first)| async move { read(store, stream, first).await }));
+        while !missing.is_empty()
+            && let Some(output) = reads.try_next().await?
+        {
+            self.take(output, report, checked);
+            missing.retain(|missing| {
+                let stands_for = self.stand_for(&missing.entry, report);
+                report.compacted += u64::from(stands_for);
+                !stands_for
+            });
         }
-        Ok(())
-    }
-
-    fn take(&mut self, output: Output, report: &mut Report, checked: &mut dyn FnMut(u64)) {
-        let Output { key, entry, made, findings } = output;
-        report.problems.extend(findings);
-        let is_first = self.key.replace(key.clone()).is_none();
-        self.inputs.clear();
-        let before = self.before.take();
-        let Some(entry) = entry else { return };
-        let output = entry.output;
-        let expected = before.as_ref().map_or(1, |before| before.last.saturating_add(1));
-        let known = before.is_some() || is_first;
-        let sequences = Some((output.first, output.last));
-        if known && output.first > expected {
-            let missing = Some((expected, output.first - 1));
-            report.problem(layout::compaction_entry(self.stream, expected), missing, MISSING);
-        } else if known && output.first < expected {
-            let problem = format!("begins before the output before it ends, at {}", expected - 1);
-            report.problem(&key, sequences, problem);
-        } else if known && output.previous != before.as_ref().map(|before| before.digest) {
-            report.problem(&key, sequences, "does not continue the output before it");
-        }
-        report.outputs += 1;
-        if layout::parse_compacted(&output.segment).is_some() {
-            report.bytes += output.size;
-            checked(output.size);
-        }
-        if let Some((inputs, dropped)) = made {
-            report.dropped += dropped;
-            self.inputs = inputs.into_iter().map(|input| (input.first, input)).collect();
-        }
-        self.last = self.last.max(output.last);
-        self.before = Some(output);
-    }
-
-    /// Checks what is left of them, and returns where they end.
-    pub(super) async fn rest(
-        &mut self,
-        report: &mut Report,
-        checked: &mut dyn FnMut(u64),
-    ) -> Result<Sequence, ArchiveError> {
-        self.reach(Sequence::MAX, report, checked).await?;
-        Ok(self.last)
+        Ok(missing)
     }
 
     /// Looks for those that no entry names: of them the `missing` segments may have been made.
     pub(super) async fn check_unnamed(
-        self,
-        missing: &[(Sequence, Sequence)],
+        &self,
+        store: &dyn Store,
+        missing: &[Committed],
         report: &mut Report,
     ) -> Result<(), ArchiveError> {
-        let prefix = layout::compacted_of(self.stream);
-        let listed = chain::list_placed(&**self.store, prefix, None, layout::parse_compacted);
+        let (stream, prefix) = (self.stream, layout::compacted_of(self.stream));
+        let listed = chain::list_placed(store, prefix, None, layout::parse_compacted);
         let entries = listed.map(|listed| async {
             let (object, first) = listed?;
-            let entry = compaction::exact_entry(&**self.store, self.stream, first).await;
+            let entry = compaction::exact_entry(store, stream, first).await;
             Ok::<_, ArchiveError>((object, first, entry))
         });
-        let mut entries = pin!(entries.buffered(SEGMENTS_AT_ONCE));
+        let mut entries = pin!(entries.buffered(ENTRIES_AT_ONCE));
         while let Some((object, first, entry)) = entries.try_next().await? {
             match entry {
                 Ok(Some(entry)) if entry.output.segment == object.key => {
-                    report.check_size(&object, &entry.output);
+                    if !self.wrong.contains(&first) {
+                        report.check_size(&object, &entry.output);
+                    }
                     continue;
                 }
                 Ok(_) => report.note(
@@ -169,89 +166,67 @@ impl<'a> Outputs<'a> {
                     "is an output of a compaction that was stopped or overtaken; it stands for \
                      nothing",
                 ),
-                Err(ArchiveError::Store(error)) => return Err(error.into()),
-                Err(_) => {
-                    let problem = "is named by nothing now: its compaction entry is damaged";
+                Err(error) => {
+                    let damage = damage(error)?;
+                    let problem = format!(
+                        "is named by nothing now: its compaction entry is damaged ({damage})"
+                    );
                     report.problem(&object.key, None, problem);
                 }
             }
-            if let Some(sequences) = missing.iter().find(|(begins, _)| *begins == first) {
+            if let Ok(at) = missing.binary_search_by_key(&first, |missing| missing.entry.first) {
                 let problem = format!("{MISSING}, or a segment is that {} was made of", object.key);
-                let entry = layout::compaction_entry(self.stream, first);
-                report.problem(entry, Some(*sequences), problem);
+                let entry = layout::compaction_entry(stream, first);
+                report.problem(entry, Some(missing[at].sequences()), problem);
             }
         }
         Ok(())
     }
 }
 
-/// Reads the outputs of a stream in order of sequence, of those entries that come after `after`.
-fn reads<'a>(
-    store: &'a Arc<dyn Store>,
-    stream: &'a StreamName,
-    after: Option<ObjectKey>,
-) -> LocalBoxStream<'a, Result<Output, ArchiveError>> {
-    let prefix = layout::compactions_of(stream);
-    let listed = chain::list_placed(&**store, prefix, after, layout::parse_compaction_entry);
-    let reads = listed.map(move |listed| async move { read(store, stream, listed?.1).await });
-    reads.buffered(SEGMENTS_AT_ONCE).boxed_local()
-}
-
 /// What was read of one output.
-struct Output {
+pub(super) struct OutputRead {
     /// Of its entry.
     key: ObjectKey,
+    first: Sequence,
     entry: Option<CompactionEntry>,
     /// What it was made of and how many repeats were left out, if it is sound.
     made: Option<(Vec<Input>, u64)>,
     findings: Vec<Finding>,
 }
 
-async fn read(
+/// Reads the compaction entry at this sequence and the output that it names, and compares them.
+pub(super) async fn read(
     store: &Arc<dyn Store>,
     stream: &StreamName,
     first: Sequence,
-) -> Result<Output, ArchiveError> {
+) -> Result<OutputRead, ArchiveError> {
     let key = layout::compaction_entry(stream, first);
-    let mut output = Output { key: key.clone(), entry: None, made: None, findings: Vec::new() };
-    let unknown = |problem: String| Finding::of(&key, None, problem);
+    let read =
+        |entry, made, findings| OutputRead { key: key.clone(), first, entry, made, findings };
+    let unreadable = |problem: String| read(None, None, vec![Finding::of(&key, None, problem)]);
     let entry = match compaction::exact_entry(&**store, stream, first).await {
-        Ok(Some(entry)) if entry.output.first == first && entry.output.last >= first => entry,
-        Ok(_) => {
-            output.findings.push(unknown("is the entry of another place".to_owned()));
-            return Ok(output);
-        }
-        Err(ArchiveError::Store(error)) => return Err(error.into()),
-        Err(error) => {
-            output.findings.push(unknown(problem_of(&error)));
-            return Ok(output);
-        }
+        Ok(Some(entry)) => entry,
+        Ok(None) => return Ok(unreadable(DISAPPEARED.to_owned())),
+        Err(error) => return damage(error).map(unreadable),
     };
     let named = &entry.output;
-    let key_of_output = &named.segment;
-    let found =
-        |problem: String| Finding::of(key_of_output, Some((named.first, named.last)), problem);
     if entry.is_taken_over() {
         // Its bytes are checked in the stream's own chain.
-        output.made = Some((vec![Input::of(named)], 0));
-    } else {
-        match segment::check(store, stream, named).await? {
-            Some(problem) => output.findings.push(found(problem)),
-            None => {
-                let opened =
-                    Segment::open(Arc::clone(store), key_of_output, Some(named.size)).await?;
-                match opened.compaction() {
-                    Some(made) => {
-                        let dropped = made.dropped.len() as u64;
-                        output.made = Some((made.inputs.clone(), dropped));
-                    }
-                    None => {
-                        output.findings.push(found("does not say what it was made of".to_owned()));
-                    }
-                }
-            }
-        }
+        let made = (vec![Input::of(named)], 0);
+        return Ok(read(Some(entry), Some(made), Vec::new()));
     }
-    output.entry = Some(entry);
-    Ok(output)
+    let problem = match segment::check(store, stream, named, Kind::Output).await? {
+        Checked::Sound(output) => match output.compaction() {
+            Some(made) => {
+                let made = (made.inputs.clone(), made.dropped.len() as u64);
+                return Ok(read(Some(entry), Some(made), Vec::new()));
+            }
+            None => "does not say what it was made of".to_owned(),
+        },
+        Checked::Missing => MISSING.to_owned(),
+        Checked::Wrong(problem) => problem,
+    };
+    let finding = Finding::of(&named.segment, Some((named.first, named.last)), problem);
+    Ok(read(Some(entry), None, vec![finding]))
 }

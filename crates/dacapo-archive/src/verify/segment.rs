@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use dacapo_event::{Digest, StreamName};
 
-use super::{MISSING, problem_of};
+use super::damage;
 use crate::chain::ChainEntry;
 use crate::footer::{self, ObjectHasher};
 use crate::store::{ByteRange, ObjectKey, Store, StoreError};
@@ -14,51 +14,86 @@ use crate::{ArchiveError, Segment, layout};
 /// large segments are.
 const PIECE_BYTES: u64 = 4 * 1024 * 1024;
 
-/// Returns what is wrong with the segment that an entry names: [`MISSING`] if it is not there.
+/// The two kinds of object that an entry commits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// A segment, committed by a chain entry.
+    Segment,
+    /// An output of compaction, committed by a compaction entry.
+    Output,
+}
+
+/// What an object was found to be.
+pub(super) enum Checked {
+    /// What its entry says.
+    Sound(Segment),
+    /// Not there.
+    Missing,
+    /// Something else; with what is wrong.
+    Wrong(String),
+}
+
+/// Reads the object that an entry names, and compares them.
+///
+/// # Errors
+/// The store fails in a way that says nothing about the object.
 pub(super) async fn check(
     store: &Arc<dyn Store>,
     stream: &StreamName,
     entry: &ChainEntry,
-) -> Result<Option<String>, ArchiveError> {
+    kind: Kind,
+) -> Result<Checked, ArchiveError> {
+    if !is_key_of(stream, entry, kind) {
+        let problem = "is named where nothing can be that is written under this name";
+        return Ok(Checked::Wrong(problem.to_owned()));
+    }
     match digest_of(&**store, &entry.segment, entry.size).await {
         Ok(Some(digest)) if digest == entry.digest => {}
         Ok(_) => {
-            let differs = "its bytes are not those that were written (digest differs)";
-            return explain(&**store, entry, differs.to_owned()).await.map(Some);
+            let differs = "its bytes are not those that were written (digest differs)".to_owned();
+            return Ok(match size_of(&**store, &entry.segment).await? {
+                Some(size) => Checked::Wrong(size_differs(size, entry).unwrap_or(differs)),
+                None => Checked::Missing,
+            });
         }
-        Err(StoreError::NotFound { .. }) => return Ok(Some(MISSING.to_owned())),
-        Err(error @ StoreError::Cold { .. }) => return Ok(Some(error.to_string())),
-        // As of what ends before its size.
-        Err(error @ StoreError::Permanent { .. }) => {
-            return explain(&**store, entry, error.to_string()).await.map(Some);
+        Err(StoreError::NotFound { .. }) => return Ok(Checked::Missing),
+        Err(error) => {
+            let problem = damage(error.into())?;
+            // As of what ends before its size.
+            let size = size_of(&**store, &entry.segment).await?;
+            let size_differs = size.and_then(|size| size_differs(size, entry));
+            return Ok(Checked::Wrong(size_differs.unwrap_or(problem)));
         }
-        Err(error) => return Err(error.into()),
     }
     match Segment::open(Arc::clone(store), &entry.segment, Some(entry.size)).await {
         Ok(segment) => {
             let summary = segment.summary();
-            let place = layout::parse_any_segment(&entry.segment);
-            let same = ChainEntry::of(summary) == *entry
-                && summary.stream == *stream
-                && place == Some((stream.clone(), entry.first));
-            Ok((!same).then(|| "its footer and its entry contradict each other".to_owned()))
+            if ChainEntry::of(summary) == *entry && summary.stream == *stream {
+                return Ok(Checked::Sound(segment));
+            }
+            Ok(Checked::Wrong("its footer and its entry contradict each other".to_owned()))
         }
         // Deleted by a compaction since.
-        Err(ArchiveError::Store(StoreError::NotFound { .. })) => Ok(Some(MISSING.to_owned())),
-        Err(ArchiveError::Store(error)) => Err(error.into()),
-        Err(error) => Ok(Some(problem_of(&error))),
+        Err(ArchiveError::Store(StoreError::NotFound { .. })) => Ok(Checked::Missing),
+        Err(error) => damage(error).map(Checked::Wrong),
     }
 }
 
-/// Returns the size of the object as the reason why it is not what its entry says, if it is one.
-async fn explain(
-    store: &dyn Store,
-    entry: &ChainEntry,
-    problem: String,
-) -> Result<String, ArchiveError> {
-    let listed = store.list(entry.segment.as_str(), None).await?.objects;
-    let size = listed.iter().find(|object| object.key == entry.segment).map(|object| object.size);
-    Ok(size.and_then(|size| size_differs(size, entry)).unwrap_or(problem))
+/// Returns whether an entry names its object by a key that is given to such an object.
+fn is_key_of(stream: &StreamName, entry: &ChainEntry, kind: Kind) -> bool {
+    let key = &entry.segment;
+    let place = match kind {
+        Kind::Segment => layout::parse_segment(key),
+        Kind::Output if layout::is_named_by(key, &entry.digest) => layout::parse_compacted(key),
+        Kind::Output => None,
+    };
+    place.is_some_and(|(name, first)| name == *stream && first == entry.first)
+}
+
+/// Returns the size of an object; nothing if none is listed.
+async fn size_of(store: &dyn Store, key: &ObjectKey) -> Result<Option<u64>, StoreError> {
+    let listed = store.list(key.as_str(), None).await?.objects;
+    Ok(listed.into_iter().find(|object| object.key == *key).map(|object| object.size))
 }
 
 /// Says so if an object has another size than its entry gives.

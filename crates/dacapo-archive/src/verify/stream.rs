@@ -5,10 +5,14 @@ use std::pin::pin;
 use std::sync::Arc;
 
 use dacapo_event::{Digest, Sequence, StreamName};
-use futures::{Stream, StreamExt, TryStreamExt, stream};
+use futures::{StreamExt, TryStreamExt, future};
 
-use super::outputs::Outputs;
-use super::{Finding, MISSING, Report, SEGMENTS_AT_ONCE, Survey, problem_of, segment};
+use super::outputs::{self, OutputRead, Outputs};
+use super::places::{Place, places};
+use super::segment::{self, Checked, Kind};
+use super::{
+    DISAPPEARED, ENTRIES_AT_ONCE, Finding, MISSING, Report, SEGMENTS_AT_ONCE, Surveyed, damage,
+};
 use crate::chain::{self, ChainEntry, Head};
 use crate::store::{ObjectKey, Store};
 use crate::{ArchiveError, layout};
@@ -16,77 +20,119 @@ use crate::{ArchiveError, layout};
 /// Checks all of a stream; `checked` is told the size of each segment and output.
 pub(super) async fn check(
     store: &Arc<dyn Store>,
-    survey: &Survey,
     name: &StreamName,
+    surveyed: &Surveyed,
     expected: &[Head],
     report: &mut Report,
-    checked: &mut dyn FnMut(u64),
+    checked: &mut (dyn FnMut(u64) + Send),
 ) -> Result<(), ArchiveError> {
-    let head = survey.heads.get(name);
     let expected: Vec<&Head> = expected.iter().filter(|kept| kept.stream == *name).collect();
-    let wanted: BTreeSet<(Sequence, Digest)> =
-        head.into_iter().chain(expected.iter().copied()).map(end_of).collect();
-    let mut chain = Chain { name, head, end: End::Start, last: 0, grown: 0, held: BTreeSet::new() };
-    let mut outputs = Outputs::of(store, name);
+    let mut chain = Chain::of(name, surveyed, &expected);
+    let mut outputs = Outputs::of(name);
     let mut missing = Vec::new();
     let mut reads = pin!(
-        entries(store, name, head.map(|head| head.last))
-            .map(|listed| async { read(store, name, listed?).await })
+        places(store, name, surveyed)
+            .map(|place| async { read(store, name, place?).await })
             .buffered(SEGMENTS_AT_ONCE)
     );
-    while let Some(EntryRead { key, entry, is_there, findings }) = reads.try_next().await? {
-        report.problems.extend(findings);
-        let Some(entry) = entry else {
-            chain.end = End::Unknown;
-            continue;
-        };
-        chain.check_link(&key, &entry, report);
-        report.segments += 1;
-        report.events = report.events.saturating_add(entry.last - entry.first).saturating_add(1);
-        let stands_for = outputs.stand_for(&entry, is_there, report, checked).await?;
-        if is_there {
-            report.bytes += entry.size;
-            checked(entry.size);
-        } else if stands_for {
-            report.compacted += 1;
-        } else {
-            report.problems.push(named(&entry, &key, MISSING));
-            missing.push((entry.first, entry.last));
+    while let Some(read) = reads.try_next().await? {
+        match read {
+            Read::Output(output) => outputs.take(output, report, checked),
+            Read::Segment(read) => {
+                let Some((committed, found)) = chain.take(read, report) else { continue };
+                let stands_for = outputs.stand_for(&committed.entry, report);
+                match found {
+                    Checked::Missing if stands_for => report.compacted += 1,
+                    Checked::Missing => missing.push(committed),
+                    Checked::Sound(_) | Checked::Wrong(_) => {
+                        report.bytes = report.bytes.saturating_add(committed.entry.size);
+                        checked(committed.entry.size);
+                    }
+                }
+            }
         }
-        if wanted.contains(&(entry.last, entry.digest)) {
-            chain.held.insert((entry.last, entry.digest));
-        }
-        chain.last = chain.last.max(entry.last);
-        chain.end = End::At(entry);
     }
-    let compacted = outputs.rest(report, checked).await?;
-    chain.check_outputs(&**store, compacted, report).await?;
-    outputs.check_unnamed(&missing, report).await?;
+    let missing = outputs.made_since(store, missing, report, checked).await?;
+    report.problems.extend(missing.iter().map(|committed| committed.finding(MISSING)));
+    chain.check_outputs(&**store, outputs.last(), report).await?;
+    outputs.check_unnamed(&**store, &missing, report).await?;
     chain.check_unnamed(&**store, report).await?;
-    chain.check_heads(survey, &expected, report);
-    Ok(())
+    chain.check_heads(&**store, &expected, report).await
 }
 
-/// A chain entry's key, its first sequence, and how far it goes if it cannot be read: to the next
-/// one, or to where the head says.
-type Listed = (ObjectKey, Sequence, Option<Sequence>);
+/// What was read at a place.
+enum Read {
+    Output(OutputRead),
+    Segment(SegmentRead),
+}
 
-/// Lists the chain entries of a stream.
-fn entries<'a>(
-    store: &'a Arc<dyn Store>,
-    name: &StreamName,
-    end: Option<Sequence>,
-) -> impl Stream<Item = Result<Listed, ArchiveError>> + 'a {
-    let listed =
-        chain::list_placed(&**store, layout::chain_of(name), None, layout::parse_chain_entry);
-    stream::unfold(Box::pin(listed.peekable()), move |mut listed| async move {
-        let entry = listed.next().await?;
-        let until = match listed.as_mut().peek().await {
-            Some(Ok((_, next))) => Some(next.saturating_sub(1)),
-            _ => end,
-        };
-        Some((entry.map(|(object, first)| (object.key, first, until)), listed))
-    })
+async fn read(
+    store: &Arc<dyn Store>,
+    stream: &StreamName,
+    place: Place,
+) -> Result<Read, ArchiveError> {
+    match place {
+        Place::Output(first) => outputs::read(store, stream, first).await.map(Read::Output),
+        Place::Segment(first, until) => {
+            read_segment(store, stream, first, until).await.map(Read::Segment)
+        }
+    }
+}
+
+/// What was read of a chain entry and the segment that it names.
+struct SegmentRead {
+    /// Of the entry.
+    key: ObjectKey,
+    /// The entry and what its segment is, or what is wrong with the entry.
+    found: Result<(ChainEntry, Checked), String>,
+    /// Which sequences it concerns if it cannot be read.
+    sequences: Option<(Sequence, Sequence)>,
+}
+
+/// Reads one chain entry and the segment that it names, and compares them.
+async fn read_segment(
+    store: &Arc<dyn Store>,
+    stream: &StreamName,
+    first: Sequence,
+    until: Option<Sequence>,
+) -> Result<SegmentRead, ArchiveError> {
+    let found = match chain::exact_entry(&**store, stream, first).await {
+        Ok(Some(entry)) => {
+            let found = segment::check(store, stream, &entry, Kind::Segment).await?;
+            Ok((entry, found))
+        }
+        Ok(None) => Err(DISAPPEARED.to_owned()),
+        Err(error) => Err(damage(error)?),
+    };
+    let key = layout::chain_entry(stream, first);
+    Ok(SegmentRead { key, found, sequences: until.map(|until| (first, until)) })
+}
+
+/// A segment, as its chain entry tells of it.
+pub(super) struct Committed {
+    /// Of the entry.
+    key: ObjectKey,
+    pub(super) entry: ChainEntry,
+}
+
+impl Committed {
+    pub(super) fn sequences(&self) -> (Sequence, Sequence) {
+        (self.entry.first, self.entry.last)
+    }
+
+    /// Says what is wrong with the segment, and which entry names it: one that was changed may name
+    /// a segment that never was.
+    fn finding(&self, problem: &str) -> Finding {
+        let problem = format!("{problem} (its chain entry is {})", self.key);
+        Finding::of(&self.entry.segment, Some(self.sequences()), problem)
+    }
+}
+
+/// A segment's end, as a head tells of it.
+type EndOf = (Sequence, Digest);
+
+fn end_of(head: &Head) -> EndOf {
+    (head.last, head.digest)
 }
 
 /// Where the chain has come to.
@@ -99,72 +145,68 @@ enum End {
     Unknown,
 }
 
-/// What was read of a chain entry and its segment.
-struct EntryRead {
-    key: ObjectKey,
-    entry: Option<ChainEntry>,
-    /// Whether the segment is there, sound or not; one that is not may have been compacted.
-    is_there: bool,
-    findings: Vec<Finding>,
-}
-
-/// Says what is wrong with a segment, and which entry names it: one that was changed may name a
-/// segment that never was.
-fn named(entry: &ChainEntry, key: &ObjectKey, problem: &str) -> Finding {
-    let problem = format!("{problem} (its chain entry is {key})");
-    Finding::of(&entry.segment, Some((entry.first, entry.last)), problem)
-}
-
-/// Reads one chain entry and the segment that it names, and compares them.
-async fn read(
-    store: &Arc<dyn Store>,
-    stream: &StreamName,
-    (key, first, until): Listed,
-) -> Result<EntryRead, ArchiveError> {
-    let unreadable = |problem: String| {
-        let problem = format!("{problem}; the chain cannot be followed past it");
-        let sequences = until.filter(|until| *until >= first).map(|until| (first, until));
-        vec![Finding::of(&key, sequences, problem)]
-    };
-    let findings = match chain::get_if_there(&**store, &key).await? {
-        None => unreadable("disappeared while it was read".to_owned()),
-        Some(bytes) => match ChainEntry::from_exact_bytes(&key, &bytes) {
-            Ok(entry) if entry.first == first && entry.last >= first => {
-                let problem = segment::check(store, stream, &entry).await?;
-                let is_there = problem.as_deref() != Some(MISSING);
-                let problem = problem.filter(|_| is_there);
-                let findings = problem.map(|problem| named(&entry, &key, &problem));
-                let findings = findings.into_iter().collect();
-                return Ok(EntryRead { key, entry: Some(entry), is_there, findings });
-            }
-            Ok(entry) => {
-                unreadable(format!("is the entry of sequences {} to {}", entry.first, entry.last))
-            }
-            Err(error) => unreadable(problem_of(&error)),
-        },
-    };
-    Ok(EntryRead { key, entry: None, is_there: false, findings })
-}
-
-fn end_of(head: &Head) -> (Sequence, Digest) {
-    (head.last, head.digest)
-}
-
 /// What is kept of a chain while it is gone along.
 struct Chain<'a> {
     name: &'a StreamName,
-    head: Option<&'a Head>,
+    surveyed: &'a Surveyed,
     end: End,
     last: Sequence,
     /// Where it has come to since, if a writer went on.
     grown: Sequence,
-    /// Those ends of segments that a head names.
-    held: BTreeSet<(Sequence, Digest)>,
+    /// The ends of segments that heads name, and those of them that were come by.
+    wanted: BTreeSet<EndOf>,
+    held: BTreeSet<EndOf>,
+    /// The first sequences of segments that are not what their entries say.
+    wrong: BTreeSet<Sequence>,
 }
 
-impl Chain<'_> {
+impl<'a> Chain<'a> {
+    fn of(name: &'a StreamName, surveyed: &'a Surveyed, expected: &[&Head]) -> Self {
+        let heads = surveyed.head.iter().chain(expected.iter().copied());
+        Chain {
+            name,
+            surveyed,
+            end: End::Start,
+            last: 0,
+            grown: 0,
+            wanted: heads.map(end_of).collect(),
+            held: BTreeSet::new(),
+            wrong: BTreeSet::new(),
+        }
+    }
+
+    /// Comes by the next entry; returns it and what its segment is, if it is readable.
+    fn take(&mut self, read: SegmentRead, report: &mut Report) -> Option<(Committed, Checked)> {
+        let SegmentRead { key, found, sequences } = read;
+        let (entry, found) = match found {
+            Ok(found) => found,
+            Err(problem) => {
+                let problem = format!("{problem}; the chain cannot be followed past it");
+                report.problem(&key, sequences, problem);
+                self.end = End::Unknown;
+                return None;
+            }
+        };
+        self.check_link(&key, &entry, report);
+        report.segments += 1;
+        report.events = report.events.saturating_add(entry.last - entry.first).saturating_add(1);
+        let end = (entry.last, entry.digest);
+        if self.wanted.contains(&end) {
+            self.held.insert(end);
+        }
+        self.last = self.last.max(entry.last);
+        self.end = End::At(entry.clone());
+        let committed = Committed { key, entry };
+        if let Checked::Wrong(problem) = &found {
+            report.problems.push(committed.finding(problem));
+            self.wrong.insert(committed.entry.first);
+        }
+        Some((committed, found))
+    }
+
     fn check_link(&self, key: &ObjectKey, entry: &ChainEntry, report: &mut Report) {
-        if self.head.is_some_and(|head| head.last == entry.last && head.segment != entry.segment) {
+        let names_another = |head: &Head| head.last == entry.last && head.segment != entry.segment;
+        if self.surveyed.head.as_ref().is_some_and(names_another) {
             let problem = format!("names another segment than {key} does");
             report.problem(layout::head(self.name), None, problem);
         }
@@ -197,9 +239,12 @@ impl Chain<'_> {
         self.grown = self.grown.max(self.last);
         while self.grown.saturating_add(1) < sequence {
             match chain::entry(store, self.name, self.grown + 1).await {
-                Ok(Some(entry)) if entry.last > self.grown => self.grown = entry.last,
-                Err(ArchiveError::Store(error)) => return Err(error.into()),
-                Ok(_) | Err(_) => return Ok(true),
+                Ok(Some(entry)) => self.grown = entry.last,
+                Ok(None) => return Ok(true),
+                Err(error) => {
+                    damage(error)?;
+                    return Ok(true);
+                }
             }
         }
         Ok(false)
@@ -229,44 +274,62 @@ impl Chain<'_> {
         report: &mut Report,
     ) -> Result<(), ArchiveError> {
         let (name, prefix) = (self.name, layout::segments_of(self.name));
-        let listed = chain::list_placed(store, prefix, None, layout::parse_segment);
+        let last = self.surveyed.last_segment;
+        let listed = chain::list_placed(store, prefix, None, layout::parse_segment)
+            .try_filter(move |(_, first)| future::ready(*first <= last));
         let entries = listed.map(|listed| async {
             let (object, first) = listed?;
             let entry = chain::entry(store, name, first).await;
             Ok::<_, ArchiveError>((object, first, entry))
         });
-        let mut entries = pin!(entries.buffered(SEGMENTS_AT_ONCE));
+        let mut entries = pin!(entries.buffered(ENTRIES_AT_ONCE));
         while let Some((object, first, entry)) = entries.try_next().await? {
-            match entry {
+            let entry = match entry {
                 Ok(Some(entry)) if entry.segment == object.key => {
-                    report.check_size(&object, &entry);
+                    if !self.wrong.contains(&first) {
+                        report.check_size(&object, &entry);
+                    }
+                    continue;
                 }
-                Err(ArchiveError::Store(error)) => return Err(error.into()),
-                // A writer puts no segment before the one before it is committed.
-                Ok(_) | Err(_) if self.is_beyond(store, first).await? => {
-                    let end = self.last;
-                    let problem = format!(
-                        "begins at {first}, but the chain ends at {end}: chain entries are gone"
-                    );
-                    report.problem(&object.key, None, problem);
+                Ok(entry) => Ok(entry),
+                Err(error) => Err(damage(error)?),
+            };
+            // A writer puts no segment before the one before it is committed.
+            if self.is_beyond(store, first).await? {
+                let end = self.last;
+                let problem = format!(
+                    "begins at {first}, but the chain ends at {end}: chain entries are gone"
+                );
+                report.problem(&object.key, None, problem);
+                continue;
+            }
+            match entry {
+                // Not come by.
+                Err(damage) if first > self.last => {
+                    report.problem(layout::chain_entry(name, first), None, damage);
                 }
+                Err(_) => report.note(&object.key, "is named by nothing that can be read"),
                 // A writer that is at work.
-                Ok(_) | Err(_) if first > self.last && self.grown > self.last => {}
+                Ok(None) if self.grown > self.last && first == self.grown.saturating_add(1) => {}
                 Ok(_) => report.note(
                     &object.key,
                     "was put but never committed (its writer was stopped or overtaken); its \
                      events were delivered again",
                 ),
-                Err(_) => report.note(&object.key, "is named by nothing that can be read"),
             }
         }
         Ok(())
     }
 
-    fn check_heads(&self, survey: &Survey, expected: &[&Head], report: &mut Report) {
+    async fn check_heads(
+        &self,
+        store: &dyn Store,
+        expected: &[&Head],
+        report: &mut Report,
+    ) -> Result<(), ArchiveError> {
         let key = layout::head(self.name);
         let end = self.last;
-        match self.head {
+        match &self.surveyed.head {
             Some(head) if head.last > end => {
                 let lost = format!(
                     "says sequence {}, but the chain ends at {end}: the tail is gone",
@@ -288,15 +351,19 @@ impl Chain<'_> {
                     ),
                 );
             }
-            None if end > 0 && !survey.damaged_heads.contains(self.name) => {
-                report.problem(
-                    &key,
-                    None,
-                    format!(
-                        "is missing, and its chain ends at {end}: it was removed, or the first writer \
-                         was killed; the next writer of the stream makes it"
-                    ),
-                );
+            None if end > 0 && !self.surveyed.has_damaged_head => {
+                // A stream that began after the heads were read has one by now.
+                let problem = match chain::head(store, self.name).await {
+                    Ok(Some(_)) => None,
+                    Ok(None) => Some(format!(
+                        "is missing, and its chain ends at {end}: it was removed, or the first \
+                         writer was killed; the next writer of the stream makes it"
+                    )),
+                    Err(error) => Some(damage(error)?),
+                };
+                if let Some(problem) = problem {
+                    report.problem(&key, None, problem);
+                }
             }
             Some(_) | None => {}
         }
@@ -311,5 +378,6 @@ impl Chain<'_> {
                 report.problem(&key, beyond, rolled_back);
             }
         }
+        Ok(())
     }
 }

@@ -1,10 +1,11 @@
 //! Every kind of damage is found and named.
 
 use super::*;
-use crate::store::ObjectKey;
 use crate::store::memory::MemoryStore;
+use crate::store::{ByteRange, ObjectKey};
 use crate::testing;
 
+mod crafted;
 mod damage;
 mod live;
 

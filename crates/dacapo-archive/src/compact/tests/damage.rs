@@ -154,7 +154,7 @@ async fn damage_to_outputs_and_their_entries_is_found_and_named() {
     named(&problems(&store).await, &outputs[1], "");
     let entry = store.get(&entries[0], ByteRange::Full).await.unwrap();
     store.replace(&entries[1], entry).await.unwrap();
-    named(&problems(&store).await, &entries[1], "is the entry of another place");
+    named(&problems(&store).await, &entries[1], "is the entry of sequences");
 }
 
 #[tokio::test]

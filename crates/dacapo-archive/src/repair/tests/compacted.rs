@@ -178,7 +178,7 @@ fn a_lost_output_stays_lost_and_what_names_it_stays_its_proof() {
         flipped(all);
         all.remove(&entry("shop", 11));
     };
-    check(and_an_entry, &[], &[output("shop", 9), inputs[0].clone(), entry("shop", 11)]);
+    check(and_an_entry, &[], &[output("shop", 9), entry("shop", 11), inputs[0].clone()]);
 }
 
 /// Returns the key that the chain names at this sequence.

@@ -1,5 +1,6 @@
 //! Random damage: whatever happens to whichever object, it is found, and the object is named.
 
+use std::collections::BTreeSet;
 use std::sync::LazyLock;
 
 use bytes::Bytes;
@@ -9,7 +10,9 @@ use proptest::sample::Index;
 
 use super::*;
 use crate::store::ObjectKey;
-use crate::testing::{COMPACTED, Inputs, Objects, block_on, clock, compacted, store_of, written};
+use crate::testing::{
+    COMPACTED, Inputs, Objects, PagesOfOne, block_on, clock, compacted, store_of, written,
+};
 
 /// Hundreds of damages a run; each is applied to a fresh archive of some twenty or forty objects.
 const DAMAGES: u32 = 600;
@@ -197,14 +200,19 @@ fn is_between(sequence: Sequence, entry: &Bytes) -> bool {
         && entry["segment"].as_str().unwrap().starts_with(layout::COMPACTED)
 }
 
+/// Returns a store with these objects, every listing of which has as many pages as it can have.
+async fn paged(objects: &Objects) -> Arc<dyn Store> {
+    Arc::new(PagesOfOne(store_of(objects).await))
+}
+
 #[track_caller]
 fn check_found(subject: &Subject, damage: &Damage) {
     let mut damaged = subject.sound.clone();
     let named = apply(damage, subject, &mut damaged);
     let report = block_on(async {
-        let sound = verify(store_of(&subject.sound).await, &[], |_| {}).await.unwrap();
+        let sound = verify(paged(&subject.sound).await, &[], |_| {}).await.unwrap();
         assert_eq!((&sound.problems, &sound.notes), (&vec![], &vec![]));
-        verify(store_of(&damaged).await, &sound.heads, |_| {}).await.unwrap()
+        verify(paged(&damaged).await, &sound.heads, |_| {}).await.unwrap()
     });
     for key in named {
         if is_as_compaction_may_leave_it(subject, &key, &damaged) {

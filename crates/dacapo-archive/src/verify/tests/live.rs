@@ -9,7 +9,9 @@ use bytes::Bytes;
 
 use super::*;
 use crate::store::{ListPage, Put, StoreError};
-use crate::testing::{Inputs, block_on, compact_all, objects, store_of, to_be_compacted};
+use crate::testing::{
+    Inputs, PagesOfOne, block_on, compact_all, objects, store_of, to_be_compacted,
+};
 
 /// A store in which others are at work at one of the calls of whoever uses it.
 #[derive(Debug)]
@@ -66,10 +68,11 @@ fn check_at_any_call(archive: fn() -> Arc<dyn Store>, work: fn(&Arc<dyn Store>))
     for calls in 1.. {
         let store =
             Arc::new(Busy { inner: archive(), calls_before: AtomicUsize::new(calls), work });
-        let report = block_on(verify(store.clone(), &[], |_| {})).unwrap();
+        let paged = Arc::new(PagesOfOne(store.clone()));
+        let report = block_on(verify(paged, &[], |_| {})).unwrap();
         assert_eq!(report.problems, [], "at call {calls}");
         if store.calls_before.load(Ordering::SeqCst) > 0 {
-            assert!(calls > 10, "it was never at work");
+            assert!(calls > 5, "it was never at work");
             return;
         }
     }
@@ -90,6 +93,13 @@ fn archive_more(store: &Arc<dyn Store>) {
 #[test]
 fn an_archiver_may_go_on() {
     check_at_any_call(|| block_on(archive(4)), archive_more);
+}
+
+#[test]
+fn an_archiver_may_begin_a_stream() {
+    let work = |store: &Arc<dyn Store>| block_on(testing::extend(store, "new", 2, "word"));
+    check_at_any_call(|| block_on(archive(4)), work);
+    check_at_any_call(|| block_on(archive(0)), work);
 }
 
 #[test]
