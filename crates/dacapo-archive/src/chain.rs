@@ -141,16 +141,36 @@ impl ChainEntry {
         Self::from_json(key, from_json(key, bytes)?)
     }
 
-    /// Returns this entry if it commits what begins at `first`, which its key says.
+    /// Returns this entry if it is that of a segment of this stream that begins at `first`.
     ///
     /// # Errors
-    /// It is damaged: it is the entry of another place.
-    pub(crate) fn at(self, key: &ObjectKey, first: Sequence) -> Result<Self, ArchiveError> {
-        if first > 0 && self.first == first && self.last >= first {
-            return Ok(self);
+    /// It is damaged: it is the entry of another place, or names its segment by a key that no
+    /// segment of its place is given.
+    pub(crate) fn at(self, stream: &StreamName, first: Sequence) -> Result<Self, ArchiveError> {
+        let key = layout::chain_entry(stream, first);
+        self.check_begins(&key, first)?;
+        let place = layout::parse_segment(&self.segment);
+        if place.is_none_or(|place| place != (stream.clone(), first)) {
+            return Err(self.names_nothing(&key));
         }
-        let problem = format!("is the entry of sequences {} to {}", self.first, self.last);
+        Ok(self)
+    }
+
+    pub(crate) fn check_begins(
+        &self,
+        key: &ObjectKey,
+        first: Sequence,
+    ) -> Result<(), ArchiveError> {
+        if first > 0 && self.first == first && self.last >= first {
+            return Ok(());
+        }
+        let problem = format!("it is the entry of sequences {} to {}", self.first, self.last);
         Err(ArchiveError::damaged(key, problem))
+    }
+
+    pub(crate) fn names_nothing(&self, key: &ObjectKey) -> ArchiveError {
+        let problem = format!("it names {}, where nothing of its place can be", self.segment);
+        ArchiveError::damaged(key, problem)
     }
 
     pub(crate) fn from_json(key: &ObjectKey, json: ChainEntryJson) -> Result<Self, ArchiveError> {
@@ -407,7 +427,7 @@ pub async fn entry(
 ) -> Result<Option<ChainEntry>, ArchiveError> {
     let key = layout::chain_entry(stream, first);
     match get_if_there(store, &key).await? {
-        Some(bytes) => ChainEntry::from_bytes(&key, &bytes)?.at(&key, first).map(Some),
+        Some(bytes) => ChainEntry::from_bytes(&key, &bytes)?.at(stream, first).map(Some),
         None => Ok(None),
     }
 }
@@ -423,7 +443,7 @@ pub(crate) async fn exact_entry(
 ) -> Result<Option<ChainEntry>, ArchiveError> {
     let key = layout::chain_entry(stream, first);
     match get_if_there(store, &key).await? {
-        Some(bytes) => ChainEntry::from_exact_bytes(&key, &bytes)?.at(&key, first).map(Some),
+        Some(bytes) => ChainEntry::from_exact_bytes(&key, &bytes)?.at(stream, first).map(Some),
         None => Ok(None),
     }
 }

@@ -241,9 +241,20 @@ impl CompactionEntry {
         })
     }
 
-    /// Returns this entry if its output begins at `first`, which its key says.
-    fn at(self, key: &ObjectKey, first: Sequence) -> Result<Self, ArchiveError> {
-        Ok(CompactionEntry { output: self.output.at(key, first)?, ..self })
+    /// Returns this entry if it is that of an output of this stream that begins at `first`.
+    ///
+    /// # Errors
+    /// As [`ChainEntry::at`].
+    pub(crate) fn at(self, stream: &StreamName, first: Sequence) -> Result<Self, ArchiveError> {
+        let key = layout::compaction_entry(stream, first);
+        let output = &self.output;
+        output.check_begins(&key, first)?;
+        let is_named = self.is_taken_over() || layout::is_named_by(&output.segment, &output.digest);
+        let place = layout::parse_any_segment(&output.segment);
+        if !is_named || place.is_none_or(|place| place != (stream.clone(), first)) {
+            return Err(output.names_nothing(&key));
+        }
+        Ok(self)
     }
 
     /// Returns whether the output is one of the stream's own segments, which was large enough.
@@ -263,7 +274,7 @@ pub async fn entry(
 ) -> Result<Option<CompactionEntry>, ArchiveError> {
     let key = layout::compaction_entry(stream, first);
     match chain::get_if_there(store, &key).await? {
-        Some(bytes) => CompactionEntry::from_bytes(&key, &bytes)?.at(&key, first).map(Some),
+        Some(bytes) => CompactionEntry::from_bytes(&key, &bytes)?.at(stream, first).map(Some),
         None => Ok(None),
     }
 }
@@ -279,7 +290,7 @@ pub(crate) async fn exact_entry(
 ) -> Result<Option<CompactionEntry>, ArchiveError> {
     let key = layout::compaction_entry(stream, first);
     match chain::get_if_there(store, &key).await? {
-        Some(bytes) => CompactionEntry::from_exact_bytes(&key, &bytes)?.at(&key, first).map(Some),
+        Some(bytes) => CompactionEntry::from_exact_bytes(&key, &bytes)?.at(stream, first).map(Some),
         None => Ok(None),
     }
 }

@@ -21,9 +21,10 @@ pub(crate) fn clock() -> Timestamp {
     Timestamp::from_secs(1_800_000_000)
 }
 
-/// Runs a future where a test cannot be async.
+/// Runs a future where a test cannot be async; what it waits for passes at once.
 pub(crate) fn block_on<T>(future: impl Future<Output = T>) -> T {
-    tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(future)
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    runtime.enable_time().start_paused(true).build().unwrap().block_on(future)
 }
 
 /// Adds segments of two events each, with a word in every body.

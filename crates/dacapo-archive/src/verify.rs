@@ -6,12 +6,13 @@
 //!
 //! Goes along each stream in order of sequence and holds of each listing what the store gives at a
 //! time (a page; a file store has the names of one directory besides), so that memory grows with
-//! what is wrong and not with how many segments there are. What was put after the survey is not
-//! gone along, so that a writer at work does not keep a verification from its end.
+//! what is wrong and not with how many segments there are. Segments that were put after the survey
+//! are not gone along, so that a writer at work does not keep a verification from its end.
 
 use std::collections::BTreeMap;
 use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use dacapo_event::{Sequence, StreamName};
 use futures::TryStreamExt;
@@ -27,14 +28,28 @@ mod places;
 mod segment;
 mod stream;
 
-/// Segments read at once: hides a store's latency.
-const SEGMENTS_AT_ONCE: usize = 2;
+/// Segments and outputs read at once: hides a store's latency.
+const SEGMENTS_AT_ONCE: usize = 4;
 
 /// Entries of objects that were listed, read at once: they are small.
 const ENTRIES_AT_ONCE: usize = 16;
 
+/// How long a head may come after the first chain entry of its stream: a put on a slow store, tried
+/// again.
+const HEAD_PATIENCE: Duration = Duration::from_secs(2);
+
 /// Said of what should be there and is not.
 const MISSING: &str = "is missing";
+
+/// How far a chain was followed.
+enum End {
+    /// Nothing was read yet.
+    Start,
+    /// To this entry.
+    At(ChainEntry),
+    /// The last entry was not readable.
+    Unknown,
+}
 
 /// Said of what was listed and could not be read then.
 const DISAPPEARED: &str = "disappeared while it was read";
@@ -107,13 +122,18 @@ pub async fn verify(
         Progress { segments: 0, segments_all: survey.objects, bytes: 0, bytes_all: survey.bytes };
     let mut checked = |size| {
         so_far.segments += 1;
-        so_far.bytes += size;
+        so_far.bytes = so_far.bytes.saturating_add(size);
         progress(so_far);
     };
+    let mut headless_streams = Vec::new();
     for (name, surveyed) in &survey.streams {
         report.streams += 1;
-        stream::check(&store, name, surveyed, expected, &mut report, &mut checked).await?;
+        let headless = stream::check(&store, name, surveyed, expected, &mut report, &mut checked);
+        if let Some(end) = headless.await? {
+            headless_streams.push((name, end));
+        }
     }
+    check_headless(&*store, &headless_streams, &mut report).await?;
     for head in expected {
         if !survey.streams.contains_key(&head.stream) {
             let gone = format!("stream `{}` is gone", head.stream);
@@ -123,6 +143,31 @@ pub async fn verify(
     report.events = report.events.saturating_sub(report.dropped);
     report.heads = survey.streams.into_values().filter_map(|surveyed| surveyed.head).collect();
     Ok(report)
+}
+
+/// Asks again for the heads of streams that had none: that of a stream whose first writer is at work
+/// comes right after its first chain entry.
+async fn check_headless(
+    store: &dyn Store,
+    streams: &[(&StreamName, Sequence)],
+    report: &mut Report,
+) -> Result<(), ArchiveError> {
+    if !streams.is_empty() {
+        tokio::time::sleep(HEAD_PATIENCE).await;
+    }
+    for (name, end) in streams {
+        let problem = match chain::head(store, name).await {
+            Ok(Some(head)) if head.stream == **name => continue,
+            Ok(Some(head)) => format!("is the head of `{}`", head.stream),
+            Ok(None) => format!(
+                "is missing, and its chain ends at {end}: it was removed, or the first writer was \
+                 killed; the next writer of the stream makes it"
+            ),
+            Err(error) => damage_of(error)?,
+        };
+        report.problem(layout::head(name), None, problem);
+    }
+    Ok(())
 }
 
 impl Report {
@@ -241,7 +286,7 @@ impl Survey {
                 Ok(Some(head)) => format!("is the head of `{}`", head.stream),
                 // The chain says whether there should be one.
                 Ok(None) => continue,
-                Err(error) => damage(error)?,
+                Err(error) => damage_of(error)?,
             };
             report.problem(&object.key, None, problem);
             surveyed.has_damaged_head = true;
@@ -255,7 +300,7 @@ impl Survey {
 ///
 /// # Errors
 /// The store failed in a way that says nothing about the object.
-fn damage(error: ArchiveError) -> Result<String, ArchiveError> {
+fn damage_of(error: ArchiveError) -> Result<String, ArchiveError> {
     match error {
         ArchiveError::Store(StoreError::Permanent { reason, .. }) => Ok(reason),
         ArchiveError::Store(error @ StoreError::Cold { .. }) => Ok(error.to_string()),

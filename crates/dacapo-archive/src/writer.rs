@@ -54,7 +54,7 @@ impl StreamWriter {
         loop {
             let next = writer.next();
             if let Some(entry) = chain::entry(&*writer.store, &writer.stream, next).await? {
-                writer.follow(&entry, next)?;
+                writer.follow(&entry);
                 followed = Some(entry);
                 continue;
             }
@@ -166,18 +166,13 @@ impl StreamWriter {
     }
 
     /// Goes on along the chain, without looking at the segment.
-    fn follow(&mut self, entry: &ChainEntry, next: Sequence) -> Result<(), ArchiveError> {
-        if entry.first != next || entry.last < next {
-            let key = layout::chain_entry(&self.stream, next);
-            return Err(ArchiveError::damaged(key, "it is the entry of another place"));
-        }
+    fn follow(&mut self, entry: &ChainEntry) {
         self.tip = Some(Tip {
             segment: entry.segment.clone(),
             last: entry.last,
             digest: entry.digest,
             source_mark: None,
         });
-        Ok(())
     }
 
     /// Reads what only the last segment tells.

@@ -239,8 +239,8 @@ async fn output(
 ) -> Result<Result<Output, (String, String)>, EngineError> {
     let key = layout::compaction_entry(stream, first).to_string();
     let entry = match compaction::entry(&**store, stream, first).await {
-        Ok(Some(entry)) if entry.output.first == first => entry,
-        Ok(_) => return Ok(Err((key, "it is the entry of another place".to_owned()))),
+        Ok(Some(entry)) => entry,
+        Ok(None) => return Ok(Err((key, "it disappeared".to_owned()))),
         Err(error @ (ArchiveError::Damaged { .. } | ArchiveError::NewerFormat { .. })) => {
             return Ok(Err((key, error.to_string())));
         }
@@ -347,14 +347,22 @@ async fn contradicts(
     Ok(!still_committed(store, known).await?)
 }
 
-/// Returns whether the chain has this very segment, or the stream this very output.
+/// Returns whether the chain has this very segment, or the stream this very output; what a damaged
+/// entry commits is neither.
 async fn still_committed(store: &dyn Store, known: &SegmentSummary) -> Result<bool, EngineError> {
-    if layout::parse_compacted(&known.key).is_some() {
-        let entry = compaction::entry(store, &known.stream, known.first).await?;
-        return Ok(entry.is_some_and(|entry| entry.output.digest == known.digest));
+    let (stream, first) = (&known.stream, known.first);
+    let entry = match layout::parse_compacted(&known.key).is_some() {
+        true => {
+            let entry = compaction::entry(store, stream, first).await;
+            entry.map(|entry| entry.map(|entry| entry.output))
+        }
+        false => chain::entry(store, stream, first).await,
+    };
+    match entry {
+        Ok(entry) => Ok(entry.is_some_and(|entry| entry.digest == known.digest)),
+        Err(ArchiveError::Damaged { .. }) => Ok(false),
+        Err(error) => Err(error.into()),
     }
-    let entry = chain::entry(store, &known.stream, known.first).await?;
-    Ok(entry.is_some_and(|entry| entry.digest == known.digest))
 }
 
 /// Adds the sequences that the index misses up to the head.

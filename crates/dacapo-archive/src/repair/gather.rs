@@ -290,7 +290,7 @@ async fn read_entry(
 ) -> Result<EntryRead, ArchiveError> {
     let key = layout::chain_entry(name, first);
     let bytes = store.get(&key, ByteRange::Full).await?;
-    let read = ChainEntry::from_exact_bytes(&key, &bytes).and_then(|entry| entry.at(&key, first));
+    let read = ChainEntry::from_exact_bytes(&key, &bytes).and_then(|entry| entry.at(name, first));
     let Some(entry) = readable(read)? else {
         return Ok((first, bytes, Listed { entry: None, confirmed: false }, None));
     };
@@ -317,7 +317,7 @@ async fn read_compaction_entry(
     let key = layout::compaction_entry(name, first);
     let bytes = store.get(&key, ByteRange::Full).await?;
     let read = CompactionEntry::from_exact_bytes(&key, &bytes);
-    let Some(entry) = readable(read.and_then(|entry| entry.output.at(&key, first)))? else {
+    let Some(entry) = readable(read.and_then(|entry| Ok(entry.at(name, first)?.output)))? else {
         let named = Legible::of(&bytes).digest;
         return Ok((first, bytes, ListedOutput { entry: None, named }, None));
     };

@@ -8,9 +8,9 @@ use std::sync::Arc;
 use dacapo_event::{Sequence, StreamName};
 use futures::{StreamExt, TryStreamExt};
 
-use super::segment::{self, Checked, Kind};
+use super::segment::{self, Checked};
 use super::stream::Committed;
-use super::{DISAPPEARED, ENTRIES_AT_ONCE, Finding, MISSING, Report, damage};
+use super::{DISAPPEARED, ENTRIES_AT_ONCE, End, MISSING, Report, damage_of};
 use crate::chain::{self, ChainEntry};
 use crate::compaction::{self, CompactionEntry, Input};
 use crate::store::{ObjectKey, Store};
@@ -19,75 +19,100 @@ use crate::{ArchiveError, layout};
 /// What is kept of a stream's outputs while they are gone along, beside its chain.
 pub(super) struct Outputs<'a> {
     stream: &'a StreamName,
-    /// The entry that was come by last.
-    key: Option<ObjectKey>,
-    /// What it says, if it was readable.
-    before: Option<ChainEntry>,
-    /// What its output was made of, by first sequence, if it is sound.
+    end: End,
+    /// What the output at the end was made of, by first sequence, if it is sound.
     inputs: BTreeMap<Sequence, Input>,
     /// Where the outputs end that are sound.
     last: Sequence,
     /// The first sequences of those that are not.
     wrong: BTreeSet<Sequence>,
+    /// The last entry that was readable.
+    key: Option<ObjectKey>,
 }
 
 impl<'a> Outputs<'a> {
     pub(super) fn of(stream: &'a StreamName) -> Self {
         Outputs {
             stream,
-            key: None,
-            before: None,
+            end: End::Start,
             inputs: BTreeMap::new(),
             last: 0,
             wrong: BTreeSet::new(),
+            key: None,
         }
     }
 
     /// Comes by the next output; `checked` is told its size.
+    ///
+    /// An entry within the output before it is a problem and changes nothing: that one still stands
+    /// for what it was made of.
     pub(super) fn take(
         &mut self,
-        output: OutputRead,
+        read: OutputRead,
         report: &mut Report,
         checked: &mut dyn FnMut(u64),
     ) {
-        let OutputRead { key, first, entry, made, findings } = output;
-        if !findings.is_empty() {
+        let first = read.first;
+        let key = layout::compaction_entry(self.stream, first);
+        let (expected, previous) = match &self.end {
+            End::Start => (Some(1), None),
+            End::At(before) => (Some(before.last.saturating_add(1)), Some(before.digest)),
+            End::Unknown => (None, None),
+        };
+        let within = expected.filter(|expected| first < *expected);
+        let (output, found) = match read.found {
+            Ok(found) => found,
+            Err(problem) => {
+                report.problem(&key, None, problem);
+                if within.is_none() {
+                    self.end = End::Unknown;
+                    self.inputs.clear();
+                }
+                return;
+            }
+        };
+        let sequences = Some((first, output.last));
+        report.outputs += 1;
+        if let Made::Missing | Made::Wrong(_) = found {
             self.wrong.insert(first);
         }
-        report.problems.extend(findings);
-        let is_first = self.key.replace(key.clone()).is_none();
-        self.inputs.clear();
-        let before = self.before.take();
-        let Some(CompactionEntry { output, .. }) = entry else { return };
-        let expected = before.as_ref().map_or(1, |before| before.last.saturating_add(1));
-        let known = before.is_some() || is_first;
-        let sequences = Some((output.first, output.last));
-        if known && output.first > expected {
-            let missing = Some((expected, output.first - 1));
-            report.problem(layout::compaction_entry(self.stream, expected), missing, MISSING);
-        } else if known && output.first < expected {
-            let problem = format!("begins before the output before it ends, at {}", expected - 1);
-            report.problem(&key, sequences, problem);
-        } else if known && output.previous != before.as_ref().map(|before| before.digest) {
-            report.problem(&key, sequences, "does not continue the output before it");
-        }
-        report.outputs += 1;
-        if let Some((inputs, dropped)) = made {
-            report.dropped += dropped;
-            self.inputs = inputs.into_iter().map(|input| (input.first, input)).collect();
-            self.last = self.last.max(output.last);
-        }
-        if layout::parse_compacted(&output.segment).is_some() {
+        if layout::parse_compacted(&output.segment).is_some() && !matches!(found, Made::Missing) {
             report.bytes = report.bytes.saturating_add(output.size);
             checked(output.size);
         }
-        self.before = Some(output);
+        if let Some(expected) = within {
+            let problem = format!("begins before the output before it ends, at {}", expected - 1);
+            report.problem(&key, sequences, problem);
+            return;
+        }
+        match expected {
+            Some(expected) if first > expected => {
+                let missing = Some((expected, first - 1));
+                report.problem(layout::compaction_entry(self.stream, expected), missing, MISSING);
+            }
+            Some(_) if output.previous != previous => {
+                report.problem(&key, sequences, "does not continue the output before it");
+            }
+            Some(_) | None => {}
+        }
+        self.inputs.clear();
+        match found {
+            Made::Of { inputs, dropped } => {
+                report.dropped += dropped;
+                self.last = self.last.max(output.last);
+                self.inputs = inputs.into_iter().map(|input| (input.first, input)).collect();
+            }
+            Made::Missing => report.problem(&output.segment, sequences, MISSING),
+            Made::Wrong(problem) => report.problem(&output.segment, sequences, problem),
+        }
+        self.key = Some(key);
+        self.end = End::At(output);
     }
 
     /// Returns whether the output that was come by last is sound, was made of this very segment,
     /// and holds what was in it; one that was made of another one at its place is a problem.
     pub(super) fn stand_for(&self, entry: &ChainEntry, report: &mut Report) -> bool {
-        let (Some(output), Some(input)) = (&self.before, self.inputs.get(&entry.first)) else {
+        let (End::At(output), Some(input)) = (&self.end, self.inputs.get(&entry.first)) else {
             return false;
         };
         let is_itself = layout::parse_segment(&output.segment).is_some();
@@ -138,7 +163,8 @@ impl<'a> Outputs<'a> {
         Ok(missing)
     }
 
-    /// Looks for those that no entry names: of them the `missing` segments may have been made.
+    /// Looks for those that no entry names (of them the `missing` segments may have been made), and
+    /// for those of another size than their entry gives.
     pub(super) async fn check_unnamed(
         &self,
         store: &dyn Store,
@@ -159,25 +185,31 @@ impl<'a> Outputs<'a> {
                     if !self.wrong.contains(&first) {
                         report.check_size(&object, &entry.output);
                     }
-                    continue;
                 }
-                Ok(_) => report.note(
-                    &object.key,
-                    "is an output of a compaction that was stopped or overtaken; it stands for \
-                     nothing",
-                ),
+                Ok(entry) => {
+                    report.note(
+                        &object.key,
+                        "is an output of a compaction that was stopped or overtaken; it stands \
+                         for nothing",
+                    );
+                    let at = missing.binary_search_by_key(&first, |missing| missing.entry.first);
+                    if let (None, Ok(at)) = (entry, at) {
+                        let problem =
+                            format!("{MISSING}, or a segment is that {} was made of", object.key);
+                        report.problem(
+                            layout::compaction_entry(stream, first),
+                            Some(missing[at].sequences()),
+                            problem,
+                        );
+                    }
+                }
                 Err(error) => {
-                    let damage = damage(error)?;
+                    let problem = damage_of(error)?;
                     let problem = format!(
-                        "is named by nothing now: its compaction entry is damaged ({damage})"
+                        "is named by nothing now: its compaction entry is damaged ({problem})"
                     );
                     report.problem(&object.key, None, problem);
                 }
-            }
-            if let Ok(at) = missing.binary_search_by_key(&first, |missing| missing.entry.first) {
-                let problem = format!("{MISSING}, or a segment is that {} was made of", object.key);
-                let entry = layout::compaction_entry(stream, first);
-                report.problem(entry, Some(missing[at].sequences()), problem);
             }
         }
         Ok(())
@@ -186,13 +218,19 @@ impl<'a> Outputs<'a> {
 
 /// What was read of one output.
 pub(super) struct OutputRead {
-    /// Of its entry.
-    key: ObjectKey,
     first: Sequence,
-    entry: Option<CompactionEntry>,
-    /// What it was made of and how many repeats were left out, if it is sound.
-    made: Option<(Vec<Input>, u64)>,
-    findings: Vec<Finding>,
+    /// What its entry says of it and what it was found to be, or what is wrong with the entry.
+    found: Result<(ChainEntry, Made), String>,
+}
+
+/// What an output was found to be.
+enum Made {
+    /// Sound, and made of these.
+    Of { inputs: Vec<Input>, dropped: u64 },
+    /// Not there.
+    Missing,
+    /// Not what its entry says.
+    Wrong(String),
 }
 
 /// Reads the compaction entry at this sequence and the output that it names, and compares them.
@@ -201,32 +239,34 @@ pub(super) async fn read(
     stream: &StreamName,
     first: Sequence,
 ) -> Result<OutputRead, ArchiveError> {
-    let key = layout::compaction_entry(stream, first);
-    let read =
-        |entry, made, findings| OutputRead { key: key.clone(), first, entry, made, findings };
-    let unreadable = |problem: String| read(None, None, vec![Finding::of(&key, None, problem)]);
-    let entry = match compaction::exact_entry(&**store, stream, first).await {
-        Ok(Some(entry)) => entry,
-        Ok(None) => return Ok(unreadable(DISAPPEARED.to_owned())),
-        Err(error) => return damage(error).map(unreadable),
+    let found = match compaction::exact_entry(&**store, stream, first).await {
+        Ok(Some(entry)) => {
+            let made = made(store, stream, &entry).await?;
+            Ok((entry.output, made))
+        }
+        Ok(None) => Err(DISAPPEARED.to_owned()),
+        Err(error) => Err(damage_of(error)?),
     };
-    let named = &entry.output;
+    Ok(OutputRead { first, found })
+}
+
+async fn made(
+    store: &Arc<dyn Store>,
+    stream: &StreamName,
+    entry: &CompactionEntry,
+) -> Result<Made, ArchiveError> {
     if entry.is_taken_over() {
         // Its bytes are checked in the stream's own chain.
-        let made = (vec![Input::of(named)], 0);
-        return Ok(read(Some(entry), Some(made), Vec::new()));
+        return Ok(Made::Of { inputs: vec![Input::of(&entry.output)], dropped: 0 });
     }
-    let problem = match segment::check(store, stream, named, Kind::Output).await? {
+    Ok(match segment::check(store, stream, &entry.output).await? {
         Checked::Sound(output) => match output.compaction() {
             Some(made) => {
-                let made = (made.inputs.clone(), made.dropped.len() as u64);
-                return Ok(read(Some(entry), Some(made), Vec::new()));
+                Made::Of { inputs: made.inputs.clone(), dropped: made.dropped.len() as u64 }
             }
-            None => "does not say what it was made of".to_owned(),
+            None => Made::Wrong("does not say what it was made of".to_owned()),
         },
-        Checked::Missing => MISSING.to_owned(),
-        Checked::Wrong(problem) => problem,
-    };
-    let finding = Finding::of(&named.segment, Some((named.first, named.last)), problem);
-    Ok(read(Some(entry), None, vec![finding]))
+        Checked::Missing => Made::Missing,
+        Checked::Wrong(problem) => Made::Wrong(problem),
+    })
 }

@@ -4,24 +4,15 @@ use std::sync::Arc;
 
 use dacapo_event::{Digest, StreamName};
 
-use super::damage;
+use super::damage_of;
 use crate::chain::ChainEntry;
 use crate::footer::{self, ObjectHasher};
 use crate::store::{ByteRange, ObjectKey, Store, StoreError};
-use crate::{ArchiveError, Segment, layout};
+use crate::{ArchiveError, Segment};
 
 /// Of a segment this much is held at a time: few requests, and memory that does not depend on how
 /// large segments are.
 const PIECE_BYTES: u64 = 4 * 1024 * 1024;
-
-/// The two kinds of object that an entry commits.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
-    /// A segment, committed by a chain entry.
-    Segment,
-    /// An output of compaction, committed by a compaction entry.
-    Output,
-}
 
 /// What an object was found to be.
 pub(super) enum Checked {
@@ -41,12 +32,7 @@ pub(super) async fn check(
     store: &Arc<dyn Store>,
     stream: &StreamName,
     entry: &ChainEntry,
-    kind: Kind,
 ) -> Result<Checked, ArchiveError> {
-    if !is_key_of(stream, entry, kind) {
-        let problem = "is named where nothing can be that is written under this name";
-        return Ok(Checked::Wrong(problem.to_owned()));
-    }
     match digest_of(&**store, &entry.segment, entry.size).await {
         Ok(Some(digest)) if digest == entry.digest => {}
         Ok(_) => {
@@ -58,7 +44,7 @@ pub(super) async fn check(
         }
         Err(StoreError::NotFound { .. }) => return Ok(Checked::Missing),
         Err(error) => {
-            let problem = damage(error.into())?;
+            let problem = damage_of(error.into())?;
             // As of what ends before its size.
             let size = size_of(&**store, &entry.segment).await?;
             let size_differs = size.and_then(|size| size_differs(size, entry));
@@ -75,19 +61,8 @@ pub(super) async fn check(
         }
         // Deleted by a compaction since.
         Err(ArchiveError::Store(StoreError::NotFound { .. })) => Ok(Checked::Missing),
-        Err(error) => damage(error).map(Checked::Wrong),
+        Err(error) => damage_of(error).map(Checked::Wrong),
     }
-}
-
-/// Returns whether an entry names its object by a key that is given to such an object.
-fn is_key_of(stream: &StreamName, entry: &ChainEntry, kind: Kind) -> bool {
-    let key = &entry.segment;
-    let place = match kind {
-        Kind::Segment => layout::parse_segment(key),
-        Kind::Output if layout::is_named_by(key, &entry.digest) => layout::parse_compacted(key),
-        Kind::Output => None,
-    };
-    place.is_some_and(|(name, first)| name == *stream && first == entry.first)
 }
 
 /// Returns the size of an object; nothing if none is listed.

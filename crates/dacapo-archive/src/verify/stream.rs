@@ -9,15 +9,17 @@ use futures::{StreamExt, TryStreamExt, future};
 
 use super::outputs::{self, OutputRead, Outputs};
 use super::places::{Place, places};
-use super::segment::{self, Checked, Kind};
+use super::segment::{self, Checked};
 use super::{
-    DISAPPEARED, ENTRIES_AT_ONCE, Finding, MISSING, Report, SEGMENTS_AT_ONCE, Surveyed, damage,
+    DISAPPEARED, ENTRIES_AT_ONCE, End, Finding, MISSING, Report, SEGMENTS_AT_ONCE, Surveyed,
+    damage_of,
 };
 use crate::chain::{self, ChainEntry, Head};
 use crate::store::{ObjectKey, Store};
 use crate::{ArchiveError, layout};
 
-/// Checks all of a stream; `checked` is told the size of each segment and output.
+/// Checks all of a stream; `checked` is told the size of each segment and output. Returns where its
+/// chain ends if there was no head of it, for the caller to ask again.
 pub(super) async fn check(
     store: &Arc<dyn Store>,
     name: &StreamName,
@@ -25,7 +27,7 @@ pub(super) async fn check(
     expected: &[Head],
     report: &mut Report,
     checked: &mut (dyn FnMut(u64) + Send),
-) -> Result<(), ArchiveError> {
+) -> Result<Option<Sequence>, ArchiveError> {
     let expected: Vec<&Head> = expected.iter().filter(|kept| kept.stream == *name).collect();
     let mut chain = Chain::of(name, surveyed, &expected);
     let mut outputs = Outputs::of(name);
@@ -57,7 +59,9 @@ pub(super) async fn check(
     chain.check_outputs(&**store, outputs.last(), report).await?;
     outputs.check_unnamed(&**store, &missing, report).await?;
     chain.check_unnamed(&**store, report).await?;
-    chain.check_heads(&**store, &expected, report).await
+    chain.check_heads(&expected, report);
+    let is_headless = surveyed.head.is_none() && !surveyed.has_damaged_head && chain.last > 0;
+    Ok(is_headless.then_some(chain.last))
 }
 
 /// What was read at a place.
@@ -98,11 +102,11 @@ async fn read_segment(
 ) -> Result<SegmentRead, ArchiveError> {
     let found = match chain::exact_entry(&**store, stream, first).await {
         Ok(Some(entry)) => {
-            let found = segment::check(store, stream, &entry, Kind::Segment).await?;
+            let found = segment::check(store, stream, &entry).await?;
             Ok((entry, found))
         }
         Ok(None) => Err(DISAPPEARED.to_owned()),
-        Err(error) => Err(damage(error)?),
+        Err(error) => Err(damage_of(error)?),
     };
     let key = layout::chain_entry(stream, first);
     Ok(SegmentRead { key, found, sequences: until.map(|until| (first, until)) })
@@ -133,16 +137,6 @@ type EndOf = (Sequence, Digest);
 
 fn end_of(head: &Head) -> EndOf {
     (head.last, head.digest)
-}
-
-/// Where the chain has come to.
-enum End {
-    /// Nothing was read yet.
-    Start,
-    /// This entry.
-    At(ChainEntry),
-    /// The last entry was not readable.
-    Unknown,
 }
 
 /// What is kept of a chain while it is gone along.
@@ -242,7 +236,7 @@ impl<'a> Chain<'a> {
                 Ok(Some(entry)) => self.grown = entry.last,
                 Ok(None) => return Ok(true),
                 Err(error) => {
-                    damage(error)?;
+                    damage_of(error)?;
                     return Ok(true);
                 }
             }
@@ -292,7 +286,7 @@ impl<'a> Chain<'a> {
                     continue;
                 }
                 Ok(entry) => Ok(entry),
-                Err(error) => Err(damage(error)?),
+                Err(error) => Err(damage_of(error)?),
             };
             // A writer puts no segment before the one before it is committed.
             if self.is_beyond(store, first).await? {
@@ -304,8 +298,8 @@ impl<'a> Chain<'a> {
                 continue;
             }
             match entry {
-                // Not come by.
-                Err(damage) if first > self.last => {
+                // Put since the survey, or never listed: not come by.
+                Err(damage) if first > self.surveyed.last_entry => {
                     report.problem(layout::chain_entry(name, first), None, damage);
                 }
                 Err(_) => report.note(&object.key, "is named by nothing that can be read"),
@@ -321,12 +315,7 @@ impl<'a> Chain<'a> {
         Ok(())
     }
 
-    async fn check_heads(
-        &self,
-        store: &dyn Store,
-        expected: &[&Head],
-        report: &mut Report,
-    ) -> Result<(), ArchiveError> {
+    fn check_heads(&self, expected: &[&Head], report: &mut Report) {
         let key = layout::head(self.name);
         let end = self.last;
         match &self.surveyed.head {
@@ -351,20 +340,6 @@ impl<'a> Chain<'a> {
                     ),
                 );
             }
-            None if end > 0 && !self.surveyed.has_damaged_head => {
-                // A stream that began after the heads were read has one by now.
-                let problem = match chain::head(store, self.name).await {
-                    Ok(Some(_)) => None,
-                    Ok(None) => Some(format!(
-                        "is missing, and its chain ends at {end}: it was removed, or the first \
-                         writer was killed; the next writer of the stream makes it"
-                    )),
-                    Err(error) => Some(damage(error)?),
-                };
-                if let Some(problem) = problem {
-                    report.problem(&key, None, problem);
-                }
-            }
             Some(_) | None => {}
         }
         for kept in expected {
@@ -378,6 +353,5 @@ impl<'a> Chain<'a> {
                 report.problem(&key, beyond, rolled_back);
             }
         }
-        Ok(())
     }
 }

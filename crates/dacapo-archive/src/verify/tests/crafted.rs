@@ -38,8 +38,8 @@ fn a_chain_entry_that_names_an_output_is_found() {
         let store = store_of(&whole).await;
         let output = compaction::entry(&*store, &shop(), 1).await.unwrap().unwrap().output;
         put_chain_entry(&store, 1, &output).await;
-        let problem = "is named where nothing can be";
-        check(&problems(&store, &[]).await, &output.segment, problem);
+        let entry = layout::chain_entry(&shop(), 1);
+        check(&problems(&store, &[]).await, &entry, "where nothing of its place can be");
     });
 }
 
@@ -55,7 +55,7 @@ fn a_compaction_entry_that_names_an_output_by_another_digest_is_found() {
         store.replace(&renamed, bytes).await.unwrap();
         entry.output.segment = renamed.clone();
         store.replace(&layout::compaction_entry(&shop(), 1), entry.to_bytes()).await.unwrap();
-        check(&problems(&store, &[]).await, &renamed, "is named where nothing can be");
+        check(&problems(&store, &[]).await, &renamed, "where nothing of its place can be");
     });
 }
 
@@ -74,6 +74,62 @@ fn outputs_whose_entries_are_swapped_are_problems() {
         let found = problems(&store_of(&objects).await, &[]).await;
         check(&found, &outputs[0], "is named by nothing now");
         check(&found, &outputs[1], "is named by nothing now");
+    });
+}
+
+/// Both streams have one that begins with their first event.
+#[test]
+fn outputs_of_two_streams_whose_entries_are_swapped_are_problems() {
+    let mut objects = compacted("word", Inputs::Deleted);
+    let one = layout::compaction_entry(&shop(), 1);
+    let other = layout::compaction_entry(&"audit".parse().unwrap(), 1);
+    let before = objects.insert(one.clone(), objects[&other].clone()).unwrap();
+    objects.insert(other.clone(), before);
+    block_on(async {
+        let found = problems(&store_of(&objects).await, &[]).await;
+        check(&found, &one, "where nothing of its place can be");
+        check(&found, &other, "where nothing of its place can be");
+        check(&found, &outputs(&objects)[0], "is named by nothing now");
+    });
+}
+
+/// The output before it still stands for all that it was made of.
+#[test]
+fn an_entry_within_an_output_is_the_only_problem() {
+    let whole = compacted("word", Inputs::Deleted);
+    for stray in [b"garbage".to_vec(), whole[&layout::compaction_entry(&shop(), 1)].to_vec()] {
+        let mut objects = whole.clone();
+        let key = layout::compaction_entry(&shop(), 3);
+        assert!(objects.insert(key.clone(), stray.into()).is_none(), "{key} is free");
+        block_on(async {
+            let found = problems(&store_of(&objects).await, &[]).await;
+            let [only] = found.as_slice() else { panic!("{found:#?}") };
+            assert!(only.starts_with(key.as_str()), "{only}");
+        });
+    }
+}
+
+#[test]
+fn a_damaged_last_entry_is_told_once() {
+    block_on(async {
+        let store = archive(3).await;
+        let entry = layout::chain_entry(&shop(), 5);
+        change(&store, &entry, |bytes| bytes.truncate(20)).await;
+        let found = problems(&store, &[]).await;
+        let about = found.iter().filter(|line| line.starts_with(entry.as_str())).count();
+        assert_eq!(about, 1, "{found:#?}");
+    });
+}
+
+/// What an entry claims is not what is read.
+#[test]
+fn an_entry_that_claims_all_bytes_there_are_is_found() {
+    block_on(async {
+        let store = archive(3).await;
+        let mut entry = chain_entry(&store, 3).await;
+        entry.size = u64::MAX;
+        put_chain_entry(&store, 3, &entry).await;
+        check(&problems(&store, &[]).await, &entry.segment, "was written with");
     });
 }
 
@@ -158,7 +214,8 @@ fn an_entry_that_names_an_impossible_file_is_found() {
             let mut entry = chain_entry(&store, 3).await;
             entry.segment = key(&named);
             put_chain_entry(&store, 3, &entry).await;
-            check(&problems(&store, &[]).await, &entry.segment, "is named where nothing can be");
+            let problem = "where nothing of its place can be";
+            check(&problems(&store, &[]).await, &entry.segment, problem);
         }
     });
 }

@@ -102,6 +102,23 @@ fn an_archiver_may_begin_a_stream() {
     check_at_any_call(|| block_on(archive(0)), work);
 }
 
+/// Its chain entry is there before.
+#[test]
+fn a_first_writer_may_put_its_head_a_moment_later() {
+    block_on(async {
+        let store = archive(1).await;
+        let head = keys(&store, layout::HEADS).await.remove(0);
+        let bytes = store.get(&head, ByteRange::Full).await.unwrap();
+        store.delete(&head).await.unwrap();
+        let put = async {
+            tokio::time::sleep(HEAD_PATIENCE / 2).await;
+            store.replace(&head, bytes).await.unwrap();
+        };
+        let (report, ()) = tokio::join!(verify(Arc::clone(&store), &[], |_| {}), put);
+        assert_eq!(report.unwrap().problems, []);
+    });
+}
+
 #[test]
 fn a_compaction_may_merge_and_delete() {
     let work = |store: &Arc<dyn Store>| block_on(compact_all(store, Inputs::Deleted));
