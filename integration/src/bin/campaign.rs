@@ -4,8 +4,7 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::atomic::AtomicU64;
-use std::sync::{Mutex, RwLock};
+use std::sync::Mutex;
 
 use anyhow::{Context, Result, bail, ensure};
 use dacapo_integration::campaign::kind::Kind;
@@ -13,7 +12,6 @@ use dacapo_integration::campaign::report::{Form, Report};
 use dacapo_integration::campaign::schedule::schedule;
 use dacapo_integration::campaign::{self, Until, world};
 use dacapo_integration::folder::RunFolder;
-use dacapo_integration::rabbit::Rabbit;
 use dacapo_integration::seaweed::Seaweed;
 
 const USAGE: &str = "usage: campaign [--seed N] [--faults M] [--only KIND]… [--world W] [--json] \
@@ -61,14 +59,13 @@ fn run() -> Result<bool> {
     ensure!(!worlds.is_empty(), "there is no such world in this campaign");
     let planned = worlds.iter().map(|world| world.faults.len()).sum();
     let servers = world::Servers {
-        rabbit: RwLock::new(Rabbit::start(&folder.path().join("rabbit"))?),
         seaweed: Seaweed::start(&folder.path().join("seaweed"))?,
-        interruptions: AtomicU64::new(0),
+        folder: folder.path().to_owned(),
         binary,
         variables: asked.variables,
     };
     let report = Mutex::new(Report::new(asked.form, asked.seed, asked.faults, asked.only));
-    campaign::run(&servers, &worlds, asked.until, &report);
+    campaign::run(&servers, &worlds, asked.until, &report)?;
     drop(servers);
     let report = report.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
     let ok = report.finish(planned);

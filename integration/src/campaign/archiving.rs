@@ -1,8 +1,6 @@
 //! Faults that strike the archiver: each while a put of a segment, a chain entry or a head is in
 //! flight, held at the proxy at that very moment or failed by it.
 
-use std::sync::atomic::Ordering;
-
 use anyhow::{Context, Result, bail};
 
 use super::clock::FakeClock;
@@ -32,19 +30,12 @@ const PUTS: [Aim; 4] = [
 ///
 /// # Errors
 /// It does not recover, or nothing was in flight.
-pub(super) fn strike(
-    world: &mut World<'_>,
-    fault: &Fault,
-    alone: Option<&mut Rabbit>,
-) -> Result<String> {
+pub(super) fn strike(world: &mut World<'_>, fault: &Fault, rabbit: &mut Rabbit) -> Result<String> {
     let mut dice = Dice::new(fault.salt);
     let aim = dice.choose(&PUTS);
     let moment = dice.choose(&[Moment::Before, Moment::After]);
-    world.note_interruptions(match fault.kind {
-        // Of everyone, which each world counts for itself.
-        Kind::BrokerStopped | Kind::BrokerKilled => 0,
-        kind => kind.interruptions().context("an archiver is not refused")?,
-    });
+    let interruptions = fault.kind.interruptions().context("an archiver is not refused")?;
+    world.note_interruptions(interruptions);
     match fault.kind {
         Kind::Status500 => fail(world, aim, Harm::Answer(500, "InternalError", moment), &mut dice),
         Kind::SlowDown => fail(world, aim, Harm::Answer(503, "SlowDown", moment), &mut dice),
@@ -54,7 +45,7 @@ pub(super) fn strike(
         Kind::Unanswered => unanswered(world, aim, moment),
         Kind::StoreFull => store_full(world),
         Kind::ClockBack => clock_back(world, aim, moment),
-        kind => held(world, kind, (aim, moment), alone, &mut dice),
+        kind => held(world, kind, (aim, moment), rabbit, &mut dice),
     }
 }
 
@@ -89,7 +80,7 @@ fn held(
     world: &mut World<'_>,
     kind: Kind,
     (aim, moment): (Aim, Moment),
-    alone: Option<&mut Rabbit>,
+    rabbit: &mut Rabbit,
     dice: &mut Dice,
 ) -> Result<String> {
     world.start_archiver(&[])?;
@@ -125,10 +116,8 @@ fn held(
             succeeded(&running.wait(DEADLINE)).context("asked to end, the archiver")?;
         }
         Kind::BrokerStopped | Kind::BrokerKilled => {
-            let rabbit = alone.context("the broker is ours alone")?;
             take_away(kind, rabbit)?;
             rabbit.start_again()?;
-            world.servers.interruptions.fetch_add(1, Ordering::SeqCst);
             world.objects.heal();
         }
         Kind::Cut => {

@@ -187,12 +187,6 @@ impl Kind {
             | Kind::ClockBack => Some(0),
         }
     }
-
-    /// Returns whether it strikes everyone on the broker, so that nothing else may be struck at the
-    /// same time.
-    pub const fn is_broker_wide(self) -> bool {
-        matches!(self, Kind::BrokerStopped | Kind::BrokerKilled | Kind::MemoryAlarm)
-    }
 }
 
 impl fmt::Display for Kind {

@@ -1,6 +1,5 @@
 //! Faults that strike a replay: each while a window is in flight, published and not confirmed.
 
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -91,7 +90,7 @@ enum Route {
 pub(super) fn strike(
     world: &mut World<'_>,
     fault: &Fault,
-    alone: Option<&mut Rabbit>,
+    rabbit: &mut Rabbit,
 ) -> Result<Option<Struck>> {
     let mut dice = Dice::new(fault.salt);
     world.start_archiver(&[])?;
@@ -115,6 +114,10 @@ pub(super) fn strike(
         Kind::ClockBack => Some(FakeClock::new(world.dacapo.folder())?),
         _ => None,
     };
+    if let Kind::BrokerStopped | Kind::BrokerKilled = fault.kind {
+        // The archiver is on the same broker.
+        world.note_interruptions(1);
+    }
     let mut round = Round {
         world: &*world,
         rows,
@@ -139,7 +142,7 @@ pub(super) fn strike(
         round.world.ask(json!({ "op": "declare_exchange", "exchange": round.queue }))?;
         round.bind("bind_queue")?;
     }
-    let evidence = round.run(fault.kind, alone, &mut dice)?;
+    let evidence = round.run(fault.kind, rabbit, &mut dice)?;
     round.world.ask(json!({ "op": "delete_queue", "queue": round.queue }))?;
     if round.route == Route::Foreign {
         round.world.ask(json!({ "op": "delete_exchange", "exchange": round.queue }))?;
@@ -149,12 +152,7 @@ pub(super) fn strike(
 }
 
 impl Round<'_, '_> {
-    fn run(
-        &mut self,
-        kind: Kind,
-        alone: Option<&mut Rabbit>,
-        dice: &mut Dice,
-    ) -> Result<Option<String>> {
+    fn run(&mut self, kind: Kind, rabbit: &mut Rabbit, dice: &mut Dice) -> Result<Option<String>> {
         let wire = &self.world.to_replay;
         wire.heal();
         let reads = match kind {
@@ -189,7 +187,7 @@ impl Round<'_, '_> {
         let unconfirmed = wire.unconfirmed();
         ensure!(unconfirmed > 0, "nothing is in flight");
         let evidence = format!("{unconfirmed} unconfirmed at event {} ({way:?})", wire.published());
-        let output = self.hit(kind, replay, alone, dice)?;
+        let output = self.hit(kind, replay, rabbit, dice)?;
         self.finish(output, &id)?;
         Ok(Some(evidence))
     }
@@ -199,7 +197,7 @@ impl Round<'_, '_> {
         &mut self,
         kind: Kind,
         replay: Running,
-        alone: Option<&mut Rabbit>,
+        rabbit: &mut Rabbit,
         dice: &mut Dice,
     ) -> Result<Output> {
         let world = self.world;
@@ -217,8 +215,6 @@ impl Round<'_, '_> {
                 wire.heal();
             }
             Kind::BrokerStopped | Kind::BrokerKilled => {
-                let rabbit = alone.context("the broker is ours alone")?;
-                world.servers.interruptions.fetch_add(1, Ordering::SeqCst);
                 take_away(kind, rabbit)?;
                 wire.cut();
                 wire.heal();
@@ -249,7 +245,6 @@ impl Round<'_, '_> {
                 wire.heal();
             }
             Kind::MemoryAlarm => {
-                let rabbit = alone.context("the broker is ours alone")?;
                 let before = wire.blocked();
                 rabbit.ctl(&["set_vm_memory_high_watermark", "absolute", "1MB"])?;
                 wire.heal();

@@ -19,7 +19,7 @@ pub struct Verdict {
     pub evidence: Option<String>,
     /// What is wrong; nothing if nothing is.
     pub findings: Vec<String>,
-    /// How long it took, without waiting for others; nothing if it did not come to its end.
+    /// How long it took; nothing if it did not come to its end.
     pub time: Duration,
 }
 

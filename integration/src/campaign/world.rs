@@ -5,8 +5,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 use std::path::{Path, PathBuf};
-use std::sync::RwLock;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -41,12 +39,10 @@ const HISTORY: usize = 400;
 /// What all worlds share.
 #[derive(Debug)]
 pub struct Servers {
-    /// Read-locked by whoever needs it to be there, write-locked by whoever takes it away.
-    pub rabbit: RwLock<Rabbit>,
     /// Never taken away itself; the proxies before it do the harm.
     pub seaweed: Seaweed,
-    /// How often the broker was taken away from everyone.
-    pub interruptions: AtomicU64,
+    /// Where the broker of each lane has its data.
+    pub folder: PathBuf,
     /// The binary under test.
     pub binary: PathBuf,
     /// Variables of the binary under test.
@@ -85,8 +81,6 @@ pub struct World<'a> {
     published: Vec<String>,
     /// How often the archiver was interrupted since the last look at the ledger.
     interruptions: u64,
-    /// The servers' own count at the last look.
-    interruptions_before: u64,
     /// Repeats in the archive at the last look.
     repeats: u64,
     /// Digests of segments that were read, by their key.
@@ -150,7 +144,6 @@ impl<'a> World<'a> {
             archiver: None,
             published: Vec::new(),
             interruptions: 0,
-            interruptions_before: servers.interruptions.load(Ordering::SeqCst),
             repeats: 0,
             seen: BTreeMap::new(),
         };
@@ -370,16 +363,13 @@ impl<'a> World<'a> {
     /// # Errors
     /// It cannot be read.
     pub fn check(&mut self, rows: &[Row]) -> Result<Vec<String>> {
-        let of_all = self.servers.interruptions.load(Ordering::SeqCst);
         let mut findings = ledger::check_archive(&Archived {
             published: &self.published,
             rows,
             repeats_before: self.repeats,
-            interruptions: self.interruptions + of_all - self.interruptions_before,
+            interruptions: std::mem::take(&mut self.interruptions),
             window: PREFETCH,
         });
-        self.interruptions = 0;
-        self.interruptions_before = of_all;
         self.repeats = ledger::repeats(rows);
         let verified = self.dacapo.run(["archive", "verify", "--json"]);
         if verified.status != Some(0) {
@@ -491,7 +481,7 @@ impl<'a> World<'a> {
     }
 }
 
-/// Takes the broker away from everyone.
+/// Takes the broker away.
 ///
 /// # Errors
 /// It does not stop.
