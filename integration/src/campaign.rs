@@ -74,8 +74,8 @@ pub fn run(
     thread::scope(|scope| {
         let start = |lane| scope.spawn(move || strike(lane));
         let lanes: Vec<_> = (1..=LANES.min(worlds.len())).map(start).collect();
-        let ended = lanes.into_iter().map(|lane| lane.join());
-        ended.map(|lane| lane.unwrap_or_else(|panic| resume_unwind(panic))).collect()
+        let mut ended = lanes.into_iter().map(|lane| lane.join());
+        ended.try_for_each(|lane| lane.unwrap_or_else(|panic| resume_unwind(panic)))
     })
 }
 
