@@ -31,7 +31,7 @@ use std::time::Duration;
 
 use dacapo_archive::store::Store;
 use dacapo_archive::{ArchiveError, Sealed, StreamWriter, probe_write_once};
-use dacapo_event::{Clock, StreamName};
+use dacapo_event::{Clock, Message, StreamName};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::MissedTickBehavior;
 
@@ -47,6 +47,14 @@ mod input;
 mod line;
 
 pub use fields::{Field, FieldMap};
+
+/// Returns the message that a line of JSON is, as an import takes it; `line` is without its end.
+///
+/// # Errors
+/// What is wrong with the line, in words.
+pub fn message_of(line: &[u8], fields: &FieldMap) -> Result<Message, String> {
+    line::parse(line, fields).map(line::Parsed::into_message)
+}
 
 use build::{Building, Finished, Tally};
 

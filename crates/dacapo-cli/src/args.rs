@@ -2,6 +2,7 @@
 //! sees it.
 
 mod archive;
+mod emit;
 mod pace;
 mod preflight;
 mod selection;
@@ -20,9 +21,10 @@ use crate::exit::Failure;
 pub use archive::{
     CompactArgs, DefinitionsArgs, FieldArgs, ImportArgs, LsArgs, RepairArgs, RunArgs, VerifyArgs,
 };
+pub use emit::EmitArgs;
 pub use pace::{PaceArgs, parse_bytes};
 pub use preflight::PreflightArgs;
-pub use selection::{SelectionArgs, read_bounded};
+pub use selection::{SelectionArgs, read_bounded, read_descriptor_set};
 pub use target::TargetArgs;
 
 /// What is logged unless something else is asked for.
@@ -43,7 +45,7 @@ Exit status:
   6  interrupted; `dacapo replay resume ID` goes on
   7  busy: another process has the index or runs this replay
   8  unavailable: the store or the broker does not answer; try again
-  9  the input of an import is not what it should be";
+  9  the input of an import or of emit is not what it should be";
 
 /// Keeps every event of a RabbitMQ platform in S3 and plays any part of it back
 #[derive(Debug, Parser)]
@@ -166,6 +168,11 @@ pub enum Command {
     /// List, show, pause, resume and cancel replays
     #[command(subcommand)]
     Replays(ReplaysCommand),
+    /// Publish new events to the bus, one or a file of them, and wait until each is confirmed
+    ///
+    /// For example: dacapo emit --exchange shop --routing-key order.placed --type order.placed
+    /// --body '{"order": 7}'
+    Emit(Box<EmitArgs>),
     /// Print completions for a shell
     Completions {
         /// Which shell

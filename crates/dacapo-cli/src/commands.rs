@@ -2,6 +2,7 @@
 
 mod archive;
 mod demo;
+mod emit;
 mod events;
 mod import;
 mod index;
@@ -29,6 +30,7 @@ pub async fn run(command: Command, settings: &Settings, output: &Output) -> anyh
         Command::Plan(args) => plan::run(&args, settings, output).await,
         Command::Replay(args) => replay::run(&args, settings, output).await,
         Command::Replays(command) => replays::run(&command, settings, output).await,
+        Command::Emit(args) => emit::run(&args, settings, output).await,
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "dacapo", &mut script);

@@ -38,7 +38,7 @@ pub enum Exit {
     Busy = 7,
     /// The store or the broker does not answer.
     Unavailable = 8,
-    /// The input of an import is not what it should be.
+    /// The input of an import or of `emit` is not what it should be.
     Input = 9,
 }
 
@@ -68,6 +68,11 @@ impl Failure {
     /// Something about the archive.
     pub fn damaged(message: impl Into<String>) -> Self {
         Failure { exit: Exit::Damaged, message: message.into() }
+    }
+
+    /// Something about an input file.
+    pub fn input(message: impl Into<String>) -> Self {
+        Failure { exit: Exit::Input, message: message.into() }
     }
 
     /// Something about the target.

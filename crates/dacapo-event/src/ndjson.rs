@@ -9,19 +9,35 @@ use bytes::Bytes;
 use serde_json::{Map, Number, Value, json};
 
 use crate::{
-    DeliveryMode, Event, EventError, FieldTable, FieldValue, Properties, ShortStr, StreamName,
+    DeliveryMode, Event, EventError, FieldTable, FieldValue, Message, Properties, ShortStr,
+    StreamName,
 };
 
 /// Returns the event as a JSON object with the members `id`, `time`, `type`, `key`, `exchange`,
 /// `routing_key`, `headers`, `properties`, then `body` (UTF-8) or `body_base64`, then its place in
 /// the archive: `stream`, `sequence`, `archived_at`.
 pub fn event_to_json(stream: &StreamName, event: &Event) -> Value {
-    let message = &event.message;
     let mut object = Map::new();
     object.insert("id".to_owned(), json!(event.id));
     object.insert("time".to_owned(), json!(event.time.to_string()));
     object.insert("type".to_owned(), json!(event.kind));
     object.insert("key".to_owned(), json!(event.key));
+    add_message(&mut object, &event.message);
+    object.insert("stream".to_owned(), json!(stream.as_str()));
+    object.insert("sequence".to_owned(), json!(event.sequence));
+    object.insert("archived_at".to_owned(), json!(event.archived_at.to_string()));
+    Value::Object(object)
+}
+
+/// Returns a message as a JSON object with the members of [`event_to_json`] that are the message's:
+/// `exchange`, `routing_key`, `headers`, `properties`, and `body` or `body_base64`.
+pub fn message_to_json(message: &Message) -> Value {
+    let mut object = Map::new();
+    add_message(&mut object, message);
+    Value::Object(object)
+}
+
+fn add_message(object: &mut Map<String, Value>, message: &Message) {
     object.insert("exchange".to_owned(), json!(message.exchange.to_str_lossy()));
     object.insert("routing_key".to_owned(), json!(message.routing_key.to_str_lossy()));
     let headers = message.properties.headers.as_ref().map_or_else(|| json!({}), table_to_json);
@@ -31,10 +47,6 @@ pub fn event_to_json(stream: &StreamName, event: &Event) -> Value {
         Ok(text) => object.insert("body".to_owned(), json!(text)),
         Err(_) => object.insert("body_base64".to_owned(), json!(BASE64.encode(&message.body))),
     };
-    object.insert("stream".to_owned(), json!(stream.as_str()));
-    object.insert("sequence".to_owned(), json!(event.sequence));
-    object.insert("archived_at".to_owned(), json!(event.archived_at.to_string()));
-    Value::Object(object)
 }
 
 /// Returns a header table as a JSON object.

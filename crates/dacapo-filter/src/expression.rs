@@ -15,6 +15,7 @@ use dacapo_event::{Event, StreamName};
 
 use crate::{FilterError, WhereError};
 use body::BodyDecoder;
+pub use body::BodyEncoder;
 use scope::Scope;
 
 pub(crate) mod body;

@@ -18,7 +18,7 @@ mod when;
 
 pub use bounds::{Bounds, Place, TextBounds, TextFacts};
 pub use error::{FilterError, WhereError};
-pub use expression::VARIABLES;
+pub use expression::{BodyEncoder, VARIABLES};
 pub use prune::{Count, Verdict};
 pub use selection::{ColumnsNeeded, Selection};
 pub use spec::{SelectionSpec, WhereErrors};

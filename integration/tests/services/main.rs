@@ -16,6 +16,7 @@ mod compacting;
 mod contract;
 mod definitions;
 mod demo;
+mod emitting;
 mod fixtures;
 mod harness;
 mod importing;

@@ -74,6 +74,11 @@ pub(super) fn parse(line: &[u8], fields: &FieldMap) -> Result<Parsed, Problem> {
 }
 
 impl Parsed {
+    /// Returns the message alone.
+    pub(super) fn into_message(self) -> Message {
+        self.message
+    }
+
     /// Returns the event at its place in the stream, filling in what the line did not say.
     pub(super) fn into_event(
         self,

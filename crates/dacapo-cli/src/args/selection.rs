@@ -5,6 +5,7 @@ use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use bytes::Bytes;
 use clap::{Args, ValueEnum};
 use dacapo_engine::rejects::ToTryAgain;
 use dacapo_event::Timestamp;
@@ -112,7 +113,7 @@ impl SelectionArgs {
             }
         }
         let descriptor_set = match &self.descriptor_set {
-            Some(path) => Some(read_bounded(path, DESCRIPTOR_BYTES_MAX)?.into()),
+            Some(path) => Some(read_descriptor_set(path)?),
             None => None,
         };
         Ok(SelectionSpec {
@@ -147,6 +148,11 @@ fn ids_of(path: &Path) -> anyhow::Result<Vec<String>> {
         return Err(Failure::usage(problem).into());
     }
     Ok(ids)
+}
+
+/// Reads a protobuf descriptor set; whether it is one is not looked at.
+pub fn read_descriptor_set(path: &Path) -> anyhow::Result<Bytes> {
+    Ok(read_bounded(path, DESCRIPTOR_BYTES_MAX)?.into())
 }
 
 /// Reads a file that must not be larger than `most` bytes, be it a device or a pipe that has no end.

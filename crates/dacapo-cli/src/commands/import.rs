@@ -166,7 +166,7 @@ impl Totals {
     }
 }
 
-fn field_map(args: &FieldArgs) -> anyhow::Result<FieldMap> {
+pub(super) fn field_map(args: &FieldArgs) -> anyhow::Result<FieldMap> {
     let field = |text: &String| text.parse::<Field>();
     Ok(FieldMap {
         id: field(&args.id_field)?,
@@ -226,7 +226,7 @@ fn default_rejects(path: &Path) -> PathBuf {
     }
 }
 
-fn is_stdin(path: &Path) -> bool {
+pub(super) fn is_stdin(path: &Path) -> bool {
     path == Path::new("-")
 }
 

@@ -4,6 +4,7 @@ use std::io::{self, Write};
 
 use bytes::Bytes;
 use dacapo_event::ParseError;
+use prost_reflect::prost::Message as _;
 use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor, SerializeOptions};
 use serde_json::value::RawValue;
 
@@ -131,6 +132,41 @@ impl BodyDecoder {
                     .map_err(|error| not_one(&error))
             }
         }
+    }
+}
+
+/// Makes protobuf bodies of JSON.
+#[derive(Debug, Clone)]
+pub struct BodyEncoder(MessageDescriptor);
+
+impl BodyEncoder {
+    /// Returns the encoder for a serialised `google.protobuf.FileDescriptorSet` and the message in
+    /// it, whose name may be left out if there is only one.
+    ///
+    /// # Errors
+    /// The set is not one, or does not say which message bodies are.
+    pub fn new(descriptor_set: &Bytes, message_type: Option<&str>) -> Result<Self, FilterError> {
+        match BodyDecoder::new(Some(descriptor_set), message_type)? {
+            BodyDecoder::Protobuf { message, .. } => Ok(BodyEncoder(message)),
+            BodyDecoder::Json => unreachable!("a set was given"),
+        }
+    }
+
+    /// Returns the message whose JSON form this is (the canonical one of protobuf; names may be
+    /// those of the `.proto` file, too).
+    ///
+    /// # Errors
+    /// It is no JSON, or not that of the message: a member that the message has not, for example.
+    pub fn encode(&self, json: &[u8]) -> Result<Bytes, String> {
+        let BodyEncoder(descriptor) = self;
+        let not_one = |error: serde_json::Error| {
+            format!("the body is not the JSON of a `{}`: {error}", descriptor.full_name())
+        };
+        let mut reading = serde_json::Deserializer::from_slice(json);
+        let message =
+            DynamicMessage::deserialize(descriptor.clone(), &mut reading).map_err(not_one)?;
+        reading.end().map_err(not_one)?;
+        Ok(message.encode_to_vec().into())
     }
 }
 
