@@ -62,6 +62,11 @@ impl FieldTable {
         FieldTable(Vec::new())
     }
 
+    /// Makes room for so many more fields.
+    pub fn reserve(&mut self, more: usize) {
+        self.0.reserve(more);
+    }
+
     /// Returns the value of the first field of that name.
     pub fn get(&self, name: &str) -> Option<&FieldValue> {
         self.0.iter().find(|(field, _)| field.as_bytes() == name.as_bytes()).map(|(_, value)| value)

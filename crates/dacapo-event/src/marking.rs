@@ -33,6 +33,9 @@ const ACTED_ON: [(&str, ShortStr); 3] = [
     ("x-death", ShortStr::from_static("x-dacapo-original-x-death")),
 ];
 
+/// How many headers every replayed message is given.
+const MARKS: usize = 6;
+
 /// Whether a replayed message keeps its `priority`, and so may overtake others in a priority queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Priority {
@@ -53,6 +56,7 @@ pub fn mark(event: &Event, replay: &ShortStr, priority: Priority) -> Message {
     let mut message = event.message.clone();
     let properties = &mut message.properties;
     let headers = properties.headers.get_or_insert_with(FieldTable::new);
+    headers.reserve(MARKS);
 
     for (acted_on, kept_in) in &ACTED_ON {
         if let Some(value) = headers.remove(acted_on) {
@@ -89,7 +93,7 @@ pub fn mark(event: &Event, replay: &ShortStr, priority: Priority) -> Message {
 }
 
 fn short_value(text: &ShortStr) -> FieldValue {
-    FieldValue::LongString(bytes::Bytes::copy_from_slice(text.as_bytes()))
+    FieldValue::LongString(text.to_bytes())
 }
 
 /// Returns whether this message is a replay of an event that the archive has already:

@@ -2,15 +2,16 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use crate::ParseError;
 
 /// The name of a stream: 1 to 100 of `a-z A-Z 0-9 . _ -`, beginning with a letter or digit.
 ///
 /// It is a directory name in the archive, so the alphabet is what every store and
-/// query engine passes on unescaped.
+/// query engine passes on unescaped. A clone is cheap: each event that is read has one.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct StreamName(String);
+pub struct StreamName(Arc<str>);
 
 impl StreamName {
     /// The most characters: leaves room for the rest of a 255-byte file name.
@@ -29,7 +30,7 @@ impl StreamName {
             .skip_while(|c| !c.is_ascii_alphanumeric())
             .take(Self::CHARS_MAX)
             .collect();
-        StreamName(if kept.is_empty() { "stream".to_owned() } else { kept })
+        StreamName(if kept.is_empty() { "stream".into() } else { kept.into() })
     }
 }
 
@@ -41,7 +42,7 @@ impl FromStr for StreamName {
             && text.starts_with(|c: char| c.is_ascii_alphanumeric())
             && text.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c));
         if valid {
-            Ok(StreamName(text.to_owned()))
+            Ok(StreamName(text.into()))
         } else {
             Err(ParseError::new(
                 text,

@@ -44,6 +44,11 @@ impl ShortStr {
         &self.0
     }
 
+    /// Returns the bytes as they were on the bus, shared and not copied.
+    pub fn to_bytes(&self) -> Bytes {
+        self.0.clone()
+    }
+
     /// Returns the text, or nothing if the bytes are not UTF-8.
     pub fn as_str(&self) -> Option<&str> {
         std::str::from_utf8(&self.0).ok()

@@ -104,6 +104,8 @@ struct Note<P> {
     position: P,
     id: String,
     time: Timestamp,
+    /// Bytes of its body and properties, which are not counted again at each step.
+    weight: u64,
     /// Whether the bus has confirmed it, although an earlier one was refused.
     taken: bool,
     /// Whether it is counted as delivered before an earlier one.
@@ -130,9 +132,10 @@ impl<P> Window<P> {
     /// Adds what comes after everything that is here.
     pub(crate) fn push(&mut self, batch: Vec<Outgoing<P>>) {
         for Outgoing { position, id, time, message } in batch {
-            self.bytes += message.content_weight() as u64;
+            let weight = message.content_weight() as u64;
+            self.bytes += weight;
             self.messages.push_back(message);
-            self.notes.push_back(Note { position, id, time, taken: false, early: false });
+            self.notes.push_back(Note { position, id, time, weight, taken: false, early: false });
         }
     }
 
@@ -177,11 +180,11 @@ impl<P> Window<P> {
         }
         let most = most.min(room).min(self.pending());
         let mut bytes = self.sent_bytes;
-        let fits = |message: &&Message| {
-            bytes += message.content_weight() as u64;
+        let fits = |note: &&Note<P>| {
+            bytes += note.weight;
             bytes <= bytes_max
         };
-        let count = self.messages.range(self.sent..self.sent + most).take_while(fits).count();
+        let count = self.notes.range(self.sent..self.sent + most).take_while(fits).count();
         if count == 0 && self.sent == 0 { most.min(1) } else { count }
     }
 
@@ -200,8 +203,7 @@ impl<P> Window<P> {
         let end = self.sent + count;
         let end = if self.sent < wrap { end.min(wrap) } else { end };
         let range = self.sent..end;
-        self.sent_bytes +=
-            self.messages.range(range.clone()).map(|m| m.content_weight() as u64).sum::<u64>();
+        self.sent_bytes += self.notes.range(range.clone()).map(|note| note.weight).sum::<u64>();
         self.sent = end;
         totals.published += range.len() as u64;
         range
@@ -234,9 +236,7 @@ impl<P> Window<P> {
             (Outcome::Confirmed, false) => return Some(Settled::Confirmed(self.confirm(totals))),
             (Outcome::Returned { reason }, false) if returned == Verdict::Skip => {
                 totals.refused += 1;
-                let (rejected, message) = self.take_front();
-                self.sent -= 1;
-                self.sent_bytes -= message.content_weight() as u64;
+                let (rejected, _) = self.take_sent();
                 return Some(Settled::Returned { rejected, reason });
             }
             (Outcome::Confirmed, true) => {
@@ -258,13 +258,18 @@ impl<P> Window<P> {
     }
 
     fn confirm(&mut self, totals: &mut Totals) -> P {
-        let (front, message) = self.take_front();
-        self.sent -= 1;
-        self.sent_bytes -= message.content_weight() as u64;
+        let (front, message) = self.take_sent();
         self.allowed = self.limits.messages.get().min(self.allowed + 1);
         totals.confirmed += 1;
         totals.bytes += message.body.len() as u64;
         front.position
+    }
+
+    /// Takes the front out, which was sent and is answered for.
+    fn take_sent(&mut self) -> (Rejected<P>, Message) {
+        self.sent -= 1;
+        self.sent_bytes -= self.notes.front().map_or(0, |note| note.weight);
+        self.take_front()
     }
 
     /// Takes the front out.
@@ -272,7 +277,7 @@ impl<P> Window<P> {
         let message = self.messages.pop_front().expect("a front that is asked for is here");
         let note = self.notes.pop_front().expect("each message has a note");
         self.singly = self.singly.saturating_sub(1);
-        self.bytes -= message.content_weight() as u64;
+        self.bytes -= note.weight;
         (Rejected { position: note.position, id: note.id }, message)
     }
 

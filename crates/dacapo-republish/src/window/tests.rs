@@ -1,27 +1,31 @@
 //! The window by itself: what is counted and sent again after each kind of answer.
 
 use bytes::Bytes;
-use dacapo_event::{FieldValue, ShortStr};
+use dacapo_event::{FieldValue, Properties, ShortStr};
 
 use super::*;
 
 fn window(messages: usize, bytes: u64, bodies: &[usize]) -> Window<usize> {
+    let of = |bytes: &usize| Message { body: vec![b'x'; *bytes].into(), ..Message::default() };
+    window_of(messages, bytes, bodies.iter().map(of))
+}
+
+fn window_of(
+    messages: usize,
+    bytes: u64,
+    pending: impl IntoIterator<Item = Message>,
+) -> Window<usize> {
     let mut window = Window::new(WindowLimits {
         messages: NonZeroUsize::new(messages).unwrap(),
         bytes: NonZeroU64::new(bytes).unwrap(),
     });
-    window.push(
-        bodies
-            .iter()
-            .enumerate()
-            .map(|(index, bytes)| Outgoing {
-                position: index + 1,
-                id: format!("e-{}", index + 1),
-                time: Timestamp::EPOCH,
-                message: Message { body: Bytes::from(vec![b'x'; *bytes]), ..Message::default() },
-            })
-            .collect(),
-    );
+    let numbered = pending.into_iter().zip(1..).map(|(message, position)| Outgoing {
+        position,
+        id: format!("e-{position}"),
+        time: Timestamp::EPOCH,
+        message,
+    });
+    window.push(numbered.collect());
     window
 }
 
@@ -181,12 +185,11 @@ fn a_return_behind_a_nack_waits_for_the_nacked_one() {
 #[test]
 fn headers_are_bounded_with_the_bodies_and_counted_as_no_body() {
     let mut totals = Totals::default();
-    let mut window = window(10, 1_000, &[1; 4]);
-    for message in &mut window.messages {
-        let header = (ShortStr::from_static("h"), FieldValue::text("x".repeat(300)));
-        message.properties.headers = Some([header].into_iter().collect());
-    }
-    window.bytes = window.messages.iter().map(|message| message.content_weight() as u64).sum();
+    let header = (ShortStr::from_static("h"), FieldValue::text("x".repeat(300)));
+    let headers = Some([header].into_iter().collect());
+    let properties = Properties { headers, ..Properties::default() };
+    let message = Message { properties, body: Bytes::from_static(b"x"), ..Message::default() };
+    let mut window = window_of(10, 1_000, vec![message; 4]);
     assert_eq!(publish_all(&mut window, &mut totals), 2);
     for position in 1..=2 {
         assert_eq!(answer(&mut window, Outcome::Confirmed, &mut totals), Some(position));
