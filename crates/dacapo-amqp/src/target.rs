@@ -4,7 +4,6 @@ use dacapo_bus::BusError;
 use dacapo_event::{Message, ShortStr};
 use lapin::types::ShortString;
 
-use crate::convert::utf8;
 use crate::error::refused;
 
 /// Where messages go; decides the exchange and routing key that they are published with.
@@ -56,14 +55,14 @@ impl AmqpTarget {
 #[derive(Debug, Clone)]
 pub(crate) struct Address {
     /// Absent: the message's own.
-    exchange: Option<ShortString>,
+    exchange: Option<ShortStr>,
     /// Absent: the message's own.
-    routing_key: Option<ShortString>,
+    routing_key: Option<ShortStr>,
 }
 
 impl Address {
     pub(crate) fn new(target: &AmqpTarget, peer: &str) -> Result<Self, BusError> {
-        let short = |name: &str| name_of(name, peer);
+        let short = |name: &str| name_of(name, peer).map(|name| short_of(&name));
         Ok(match target {
             AmqpTarget::Queue { via: Via::OwnExchange { name }, .. } => {
                 Address { exchange: Some(short(name)?), routing_key: None }
@@ -79,23 +78,11 @@ impl Address {
         })
     }
 
-    pub(crate) fn exchange(&self, message: &Message) -> Result<ShortString, BusError> {
-        or_original(self.exchange.as_ref(), &message.exchange, "exchange")
-    }
-
-    pub(crate) fn routing_key(&self, message: &Message) -> Result<ShortString, BusError> {
-        or_original(self.routing_key.as_ref(), &message.routing_key, "routing key")
-    }
-}
-
-fn or_original(
-    fixed: Option<&ShortString>,
-    original: &ShortStr,
-    field: &str,
-) -> Result<ShortString, BusError> {
-    match fixed {
-        Some(fixed) => Ok(fixed.clone()),
-        None => utf8(original, field),
+    /// Returns the exchange and the routing key that a message is published with.
+    pub(crate) fn of<'a>(&'a self, message: &'a Message) -> (&'a ShortStr, &'a ShortStr) {
+        let exchange = self.exchange.as_ref().unwrap_or(&message.exchange);
+        let routing_key = self.routing_key.as_ref().unwrap_or(&message.routing_key);
+        (exchange, routing_key)
     }
 }
 
@@ -105,4 +92,9 @@ pub(crate) fn name_of(name: &str, peer: &str) -> Result<ShortString, BusError> {
         let reason = format!("the name `{name}` has {} bytes", name.len());
         refused(peer, reason, "AMQP allows 255 bytes in a name; use a shorter one")
     })
+}
+
+/// Returns a name of lapin's as our own.
+pub(crate) fn short_of(name: &ShortString) -> ShortStr {
+    ShortStr::try_from(name.as_str()).expect("lapin holds short strings to 255 bytes")
 }

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use dacapo_bus::BusError;
 use dacapo_bus::broker::parked_queue;
-use dacapo_event::{ParseError, ShortStr};
+use dacapo_event::ParseError;
 use lapin::ExchangeKind;
 use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable, ShortString};
@@ -13,7 +13,7 @@ use lapin::types::{AMQPValue, FieldTable, ShortString};
 use crate::Broker;
 use crate::connect::Session;
 use crate::error::Doing;
-use crate::target::name_of;
+use crate::target::{name_of, short_of};
 use crate::wire::Queues;
 
 /// A delivery limit that is never reached. Unread messages count one delivery with each lost
@@ -63,16 +63,12 @@ pub(crate) async fn declare(
     let peer = broker.peer();
     let parked = name_of(&parked_queue(queue), &peer)?;
     let main = name_of(queue, &peer)?;
-    let queues = Queues { main: short(&main), parked: short(&parked) };
+    let queues = Queues { main: short_of(&main), parked: short_of(&parked) };
 
     let session = broker.connect().await?;
     let declared = declare_in(&session, &main, &parked, bindings).await;
     session.close().await;
     declared.map(|()| queues)
-}
-
-fn short(name: &ShortString) -> ShortStr {
-    crate::convert::short_from_lapin(name)
 }
 
 async fn declare_in(

@@ -61,8 +61,8 @@ impl MemoryBudget {
         self.bytes() / 8
     }
 
-    /// Returns how many bytes of bodies may be published and not confirmed. The client's own copies
-    /// of them take as much again while the broker takes none.
+    /// Returns how many bytes of bodies and properties may be published and not confirmed. The
+    /// client holds the properties as they are encoded, too, and copies of one write.
     pub fn window(self) -> u64 {
         self.bytes() / 8
     }

@@ -100,7 +100,7 @@ async fn conforms() {
     harness.delete_queue().await;
 }
 
-/// Lapin hands returns out with other messages' confirms; each must still be its own message's.
+/// A return names no message; each must still be its own message's.
 #[tokio::test(flavor = "multi_thread")]
 async fn among_many_confirmed_only_the_unroutable_are_returned() {
     let direct = Direct::connect().await;
@@ -360,13 +360,11 @@ async fn an_unsendable_message_says_what_is_wrong_and_the_sink_goes_on() {
     let target = connect(to_queue(&queue));
     let mut sink = target.open().await.unwrap();
 
-    let key = ShortStr::new(&b"caf\xe9"[..]).unwrap();
-    let not_utf8 = Message { routing_key: key, ..message("shop", "", "x") };
     let long = FieldValue::LongString(vec![b'x'; 200_000].into());
-    let headers: FieldTable = [(short("long"), long)].into_iter().collect();
-    let properties = Properties { headers: Some(headers), ..Properties::default() };
-    let large_headers = Message { properties, ..message("shop", "k", "x") };
-    for (bad, words) in [(not_utf8, "routing key `caf\u{fffd}`"), (large_headers, "frame_max")] {
+    for (value, words) in [(FieldValue::Double(f64::NAN), "not a number"), (long, "frame_max")] {
+        let headers: FieldTable = [(short("x"), value)].into_iter().collect();
+        let properties = Properties { headers: Some(headers), ..Properties::default() };
+        let bad = Message { properties, ..message("shop", "k", "x") };
         let error = sink.send(&[message("shop", "k", "before"), bad]).await.unwrap_err();
         assert!(matches!(error, BusError::Unsendable { .. }), "{error:?}");
         assert!(error.to_string().contains(words), "{error}");
@@ -377,6 +375,38 @@ async fn an_unsendable_message_says_what_is_wrong_and_the_sink_goes_on() {
     sink.close().await.unwrap();
     target.dismantle().await.unwrap();
     direct.delete_queue(&queue).await;
+}
+
+/// AMQP says that they are UTF-8, and RabbitMQ takes and gives them as they are.
+#[tokio::test(flavor = "multi_thread")]
+async fn short_strings_that_are_not_text_arrive_and_come_back_byte_for_byte() {
+    let direct = Direct::connect().await;
+    let (exchange, queue) = (services::unique("sink-x"), services::unique("sink-q"));
+    direct.declare_exchange(&exchange, ExchangeKind::Fanout).await;
+    let target = AmqpTarget::Exchange { exchange: exchange.clone(), routing_key: None };
+    let mut sink = connect(target).open().await.unwrap();
+    let cafe = ShortStr::new(&b"caf\xe9"[..]).unwrap();
+    let headers = [(cafe.clone(), FieldValue::LongInt(1))].into_iter().collect();
+    let properties =
+        Properties { headers: Some(headers), app_id: Some(cafe.clone()), ..Properties::default() };
+    let sent = Message { routing_key: cafe, properties, ..message(&exchange, "", "x") };
+    let returned = Outcome::Returned { reason: "312 NO_ROUTE".to_owned() };
+    assert_eq!(publish(&mut *sink, std::slice::from_ref(&sent)).await.unwrap(), [returned]);
+
+    direct.declare_queue(&queue, Arguments::default()).await;
+    direct.bind(&queue, &exchange, "").await;
+    assert_eq!(publish(&mut *sink, &[sent]).await.unwrap(), [Outcome::Confirmed]);
+    sink.close().await.unwrap();
+    // Lapin, which is the direct client, cannot read it.
+    let take = json!({ "op": "get", "queue": queue, "max": 2 });
+    let url = services::amqp();
+    let seen = tokio::task::block_in_place(|| witness::raw_amqp(&url, &[take]).unwrap());
+    let bytes = json!({ "hex": "636166e9" });
+    let seen = &seen[0]["messages"][0];
+    assert_eq!(seen["routing_key"], bytes);
+    assert_eq!(seen["properties"], json!({ "headers": [[bytes, "I", 1]], "app_id": bytes }));
+    direct.delete_queue(&queue).await;
+    direct.delete_exchange(&exchange).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

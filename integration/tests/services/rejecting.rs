@@ -257,8 +257,8 @@ fn an_event_nacked_as_often_as_was_allowed_is_recorded_passed_over_and_tried_aga
     assert_eq!(event_ids(&queue.take(SELECTED)), refused);
 }
 
-/// RabbitMQ closes the channel over a body of more than `max_message_size`; a property that is not
-/// UTF-8 cannot be sent by the client library.
+/// RabbitMQ closes the channel over a body of more than `max_message_size`; headers that filled a
+/// frame fill more than one with those that say where an event came from.
 #[test]
 fn events_that_are_too_large_or_cannot_be_sent_are_found_among_the_others() {
     const QUEUE: &str = "orders";
@@ -271,7 +271,8 @@ fn events_that_are_too_large_or_cannot_be_sent_are_found_among_the_others() {
     for n in [7, 8, 40] {
         published[n]["body"] = json!({ "repeat": "x", "times": 50_000 });
     }
-    published[20]["properties"]["app_id"] = json!({ "hex": "ff00" });
+    let headers = json!([["large", "S", "x".repeat(130_900)]]);
+    published[20]["properties"]["headers"] = headers;
     platform.archive(&published);
 
     limit_message_size(&rabbit, 20_000);

@@ -10,10 +10,13 @@ use super::Malformed;
 /// The largest frame we accept, header and end octet included: RabbitMQ's default `frame_max`.
 pub(crate) const FRAME_BYTES_MAX: u32 = 131_072;
 
+/// The smallest `frame_max` that AMQP knows (specification, section 4.2.3).
+pub(crate) const FRAME_BYTES_MIN: u32 = 4_096;
+
 /// Type, channel and length before a frame's payload.
-const HEAD_BYTES: usize = 7;
+pub(crate) const HEAD_BYTES: usize = 7;
 /// The octet after a frame's payload, and its value.
-const END_BYTES: usize = 1;
+pub(crate) const END_BYTES: usize = 1;
 const END: u8 = 0xce;
 
 /// Room for what one read of a busy socket returns; more would not be filled.
@@ -79,7 +82,7 @@ impl Inbox {
     }
 }
 
-/// Frames on their way out.
+/// Frames on their way out, whole ones but for what was already written of the first.
 #[derive(Debug, Default)]
 pub(crate) struct Outbox(BytesMut);
 
@@ -88,32 +91,75 @@ impl Outbox {
     pub(crate) fn method(
         &mut self,
         channel: u16,
-        (class, method): (u16, u16),
+        number: (u16, u16),
         arguments: impl FnOnce(&mut BytesMut),
     ) {
-        let mut payload = BytesMut::new();
-        payload.put_u16(class);
-        payload.put_u16(method);
-        arguments(&mut payload);
-        self.frame(METHOD, channel, &payload);
+        put_method(&mut self.0, channel, number, arguments);
+    }
+
+    /// Adds a frame with a piece of a body.
+    pub(crate) fn body(&mut self, channel: u16, piece: &[u8]) {
+        put_frame(&mut self.0, BODY, channel, |to| to.put_slice(piece));
+    }
+
+    /// Adds frames that were put together before.
+    pub(crate) fn frames(&mut self, frames: &[u8]) {
+        self.0.put_slice(frames);
     }
 
     pub(crate) fn heartbeat(&mut self) {
-        self.frame(HEARTBEAT, 0, &[]);
+        put_frame(&mut self.0, HEARTBEAT, 0, |_| {});
     }
 
-    fn frame(&mut self, kind: u8, channel: u16, payload: &[u8]) {
-        let length = u32::try_from(payload.len()).expect("our own frames are small");
-        self.0.put_u8(kind);
-        self.0.put_u16(channel);
-        self.0.put_u32(length);
-        self.0.put_slice(payload);
-        self.0.put_u8(END);
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// Forgets the first `count` bytes, which were written.
+    pub(crate) fn wrote(&mut self, count: usize) {
+        self.0.advance(count);
     }
 
     pub(crate) fn take(&mut self) -> BytesMut {
         self.0.split()
     }
+}
+
+/// Writes a method frame; `arguments` writes what follows the method's number.
+pub(crate) fn put_method(
+    to: &mut BytesMut,
+    channel: u16,
+    (class, method): (u16, u16),
+    arguments: impl FnOnce(&mut BytesMut),
+) {
+    put_frame(to, METHOD, channel, |to| {
+        to.put_u16(class);
+        to.put_u16(method);
+        arguments(to);
+    });
+}
+
+/// Writes a frame around what `payload` writes.
+pub(crate) fn put_frame(
+    to: &mut BytesMut,
+    kind: u8,
+    channel: u16,
+    payload: impl FnOnce(&mut BytesMut),
+) {
+    to.put_u8(kind);
+    to.put_u16(channel);
+    put_counted(to, payload);
+    to.put_u8(END);
+}
+
+/// Writes what `content` writes, with its length in four octets before it.
+pub(crate) fn put_counted(to: &mut BytesMut, content: impl FnOnce(&mut BytesMut)) {
+    let at = to.len();
+    to.put_u32(0);
+    let begin = to.len();
+    content(to);
+    let length = u32::try_from(to.len() - begin).expect("what we write is shorter than a frame");
+    to[at..begin].copy_from_slice(&length.to_be_bytes());
 }
 
 /// Takes a short string.
@@ -189,7 +235,7 @@ mod tests {
         let mut inbox = Inbox::new();
         let body = vec![5; 100_000];
         let mut out = Outbox::default();
-        out.frame(BODY, 1, &body);
+        out.body(1, &body);
         let frame = out.take();
         for _ in 0..40 {
             for part in frame.chunks(33_333) {

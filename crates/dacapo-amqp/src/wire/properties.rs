@@ -1,10 +1,10 @@
-//! Basic properties from their bytes. Total: what cannot be read is kept as bytes.
+//! Basic properties from and to their bytes. Reading is total: what cannot be read is kept as bytes.
 
-use bytes::{Buf, Bytes};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
 use dacapo_event::{DeliveryMode, FieldTable, FieldValue, Message, Properties, ShortStr};
 
 use super::Malformed;
-use super::frame::take_short;
+use super::frame::{put_short, take_short};
 use super::table::{self, take_table};
 
 /// Header that stands in for a header table that could not be read, with its bytes.
@@ -71,6 +71,56 @@ fn read(mut bytes: Bytes) -> Result<(Properties, Reading), Malformed> {
     if from.has_remaining() { Err(Malformed) } else { Ok((properties, reading)) }
 }
 
+/// Writes the properties as a content header has them, from its flags on. Short strings and header
+/// names are written as they are, UTF-8 or not, and names that occur twice as often as they do.
+pub(crate) fn encode(to: &mut BytesMut, properties: &Properties) {
+    let p = properties;
+    let present = [
+        p.content_type.is_some(),
+        p.content_encoding.is_some(),
+        p.headers.is_some(),
+        p.delivery_mode.is_some(),
+        p.priority.is_some(),
+        p.correlation_id.is_some(),
+        p.reply_to.is_some(),
+        p.expiration.is_some(),
+        p.message_id.is_some(),
+        p.timestamp.is_some(),
+        p.kind.is_some(),
+        p.user_id.is_some(),
+        p.app_id.is_some(),
+        p.cluster_id.is_some(),
+    ];
+    let bit = |at: usize| 1 << (15 - at);
+    let flags = present.iter().enumerate().filter(|(_, is)| **is).map(|(at, _)| bit(at));
+    to.put_u16(flags.sum());
+    let short = |to: &mut BytesMut, text: &Option<ShortStr>| {
+        if let Some(text) = text {
+            put_short(to, text.as_bytes());
+        }
+    };
+    short(to, &p.content_type);
+    short(to, &p.content_encoding);
+    if let Some(headers) = &p.headers {
+        table::encode(to, headers);
+    }
+    if let Some(mode) = p.delivery_mode {
+        to.put_u8(mode.octet());
+    }
+    if let Some(priority) = p.priority {
+        to.put_u8(priority);
+    }
+    for text in [&p.correlation_id, &p.reply_to, &p.expiration, &p.message_id] {
+        short(to, text);
+    }
+    if let Some(timestamp) = p.timestamp {
+        to.put_u64(timestamp);
+    }
+    for text in [&p.kind, &p.user_id, &p.app_id, &p.cluster_id] {
+        short(to, text);
+    }
+}
+
 /// Returns how many bytes a content header with these properties takes, all but the frame around
 /// it. AMQP has it in one frame, and the broker closes the connection on a larger one.
 pub(crate) fn encoded_len(properties: &Properties) -> usize {
@@ -96,6 +146,11 @@ pub(crate) fn encoded_len(properties: &Properties) -> usize {
         + p.delivery_mode.map_or(0, |_| 1)
         + p.priority.map_or(0, |_| 1)
         + p.timestamp.map_or(0, |_| 8)
+}
+
+/// Returns whether every number in the headers is one, as [`table::is_finite`] says.
+pub(crate) fn is_finite(properties: &Properties) -> bool {
+    properties.headers.as_ref().is_none_or(table::is_finite)
 }
 
 /// Returns whether every short string of a message is UTF-8, as AMQP says it should be.

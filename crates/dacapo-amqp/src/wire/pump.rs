@@ -22,7 +22,8 @@ use tokio::time::Instant;
 use super::Malformed;
 use super::arriving::Arriving;
 use super::frame::{BODY, Frame, HEADER, HEARTBEAT, METHOD, put_short, take_short};
-use super::link::{Link, Method, method_of, methods};
+use super::link::{CONSUMING, Link, Method, method_of, methods};
+use super::thread::{self, report};
 use crate::Broker;
 use crate::appetite::{Appetite, Waiting};
 use crate::connect::{ANSWER_DEADLINE, CONNECT_DEADLINE};
@@ -81,41 +82,24 @@ pub(crate) async fn start(
     let prefetch = appetite.prefetch();
     let waiting = Arc::new(appetite.nothing_waiting());
     let intake = Waited { appetite, waiting: Arc::clone(&waiting) };
-    let (opened, wait_opened) = oneshot::channel();
     let (end, ended) = oneshot::channel();
     let (orders, order_queue) = mpsc::channel(ORDERS);
     // Both consumers' prefetch: the broker has no more than that under way.
     let (sender, deliveries) = mpsc::channel(2 * usize::from(prefetch.get()));
 
-    let run = move || {
-        // A runtime of its own: this one lives as long as the connection, whatever becomes of
-        // the caller's.
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        let runtime = match runtime {
-            Ok(runtime) => runtime,
-            Err(error) => {
-                report(opened, Err(lost(&broker.peer(), format!("no runtime: {error}"))));
-                return;
-            }
-        };
-        runtime.block_on(async {
-            match Pump::open(&broker, queues, sender, intake).await {
-                Ok(mut pump) => {
-                    pump.opened = Some(opened);
-                    let outcome = pump.run(order_queue).await;
-                    match pump.opened {
-                        Some(opened) => report(opened, outcome),
-                        None => report(end, outcome),
-                    }
+    let wait_opened = thread::spawn("dacapo-consumer", peer.clone(), async move |opened| {
+        match Pump::open(&broker, queues, sender, intake).await {
+            Ok(mut pump) => {
+                pump.opened = Some(opened);
+                let outcome = pump.run(order_queue).await;
+                match pump.opened {
+                    Some(opened) => report(opened, outcome),
+                    None => report(end, outcome),
                 }
-                Err(error) => report(opened, Err(error)),
             }
-        });
-    };
-    std::thread::Builder::new()
-        .name("dacapo-consumer".to_owned())
-        .spawn(run)
-        .map_err(|error| lost(&peer, format!("no thread for it: {error}")))?;
+            Err(error) => report(opened, Err(error)),
+        }
+    })?;
     // Given up, the orders are dropped, and the thread ends.
     tokio::time::timeout(CONNECT_DEADLINE + ANSWER_DEADLINE, wait_opened)
         .await
@@ -128,13 +112,6 @@ pub(crate) async fn start(
         })?
         .map_err(|_| lost(&peer, "its thread ended"))??;
     Ok(Consumer { deliveries, waiting, prefetch, orders, ended, peer })
-}
-
-/// Tells the caller, who may have gone away; then there is nobody to tell.
-fn report<T>(to: oneshot::Sender<T>, what: T) {
-    if to.send(what).is_err() {
-        tracing::debug!("the consumer was dropped before it was answered");
-    }
 }
 
 struct Pump {
@@ -181,7 +158,7 @@ impl Pump {
         waited: Waited,
     ) -> Result<Pump, BusError> {
         let prefetch = waited.appetite.prefetch();
-        let mut link = Link::open(broker).await?;
+        let mut link = Link::open(broker, CONSUMING).await?;
         for channel in [DELIVERIES, QUESTIONS] {
             link.outbox.method(channel, methods::CHANNEL_OPEN, |to| put_short(to, b""));
         }
@@ -290,10 +267,7 @@ impl Pump {
     }
 
     async fn beat(&mut self, now: Instant) -> Result<(), BusError> {
-        let silence = now.saturating_duration_since(self.link.heard_at);
-        if silence > 2 * self.link.heartbeat {
-            return Err(lost(&self.link.peer, format!("no heartbeat for {silence:?}")));
-        }
+        self.link.check_heard(now)?;
         self.link.outbox.heartbeat();
         self.link.flush().await
     }

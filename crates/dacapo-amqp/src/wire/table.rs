@@ -5,7 +5,7 @@ use dacapo_event::wire::NESTING_MAX;
 use dacapo_event::{FieldTable, FieldValue};
 
 use super::Malformed;
-use super::frame::{put_long, put_short, take, take_long, take_short};
+use super::frame::{put_counted, put_long, put_short, take, take_long, take_short};
 
 /// Returns the table whose fields these bytes are.
 ///
@@ -60,12 +60,12 @@ fn value(bytes: &mut Bytes, depth: usize) -> Result<FieldValue, Malformed> {
 
 /// Writes a table with its length before it.
 pub(crate) fn encode(to: &mut BytesMut, table: &FieldTable) {
-    let mut fields = BytesMut::new();
-    for (name, value) in table.iter() {
-        put_short(&mut fields, name.as_bytes());
-        encode_value(&mut fields, value);
-    }
-    put_long(to, &fields);
+    put_counted(to, |to| {
+        for (name, value) in table.iter() {
+            put_short(to, name.as_bytes());
+            encode_value(to, value);
+        }
+    });
 }
 
 fn encode_value(to: &mut BytesMut, value: &FieldValue) {
@@ -90,9 +90,7 @@ fn encode_value(to: &mut BytesMut, value: &FieldValue) {
         FieldValue::Void => {}
         FieldValue::Table(table) => encode(to, table),
         FieldValue::Array(values) => {
-            let mut elements = BytesMut::new();
-            values.iter().for_each(|value| encode_value(&mut elements, value));
-            put_long(to, &elements);
+            put_counted(to, |to| values.iter().for_each(|value| encode_value(to, value)));
         }
     }
 }
@@ -116,6 +114,22 @@ fn tag(value: &FieldValue) -> u8 {
         FieldValue::Table(_) => b'F',
         FieldValue::Void => b'V',
         FieldValue::ByteArray(_) => b'x',
+    }
+}
+
+/// Returns whether every number in a table is one; Erlang has no others, and RabbitMQ closes the
+/// connection over them.
+pub(crate) fn is_finite(table: &FieldTable) -> bool {
+    table.iter().all(|(_, value)| value_is_finite(value))
+}
+
+fn value_is_finite(value: &FieldValue) -> bool {
+    match value {
+        FieldValue::Float(x) => x.is_finite(),
+        FieldValue::Double(x) => x.is_finite(),
+        FieldValue::Table(table) => is_finite(table),
+        FieldValue::Array(values) => values.iter().all(value_is_finite),
+        _ => true,
     }
 }
 
