@@ -80,7 +80,44 @@ impl Default for AttributeRules {
     }
 }
 
+/// What a message says of itself; the archive makes up what is missing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Attributes {
+    /// Its id.
+    pub id: Option<String>,
+    /// When it happened.
+    pub time: Option<Timestamp>,
+    /// What happened; empty if nothing says so.
+    pub kind: String,
+    /// Which entity it happened to.
+    pub key: Option<String>,
+}
+
 impl AttributeRules {
+    /// Returns rules for a platform whose bodies are all in the envelope
+    /// ([`crate::envelope::Envelope`]).
+    pub fn enveloped() -> Self {
+        let field = |name: &str| vec![Place::Envelope(name.to_owned())];
+        AttributeRules {
+            id: field("id"),
+            time: field("time"),
+            kind: field("type"),
+            key: field("key"),
+        }
+    }
+
+    /// Returns what `message` says of itself.
+    pub fn read(&self, message: &Message) -> Attributes {
+        let mut body = LazyJson::NotParsed;
+        let mut find = |places: &[Place]| first(places, message, &mut body);
+        Attributes {
+            id: find(&self.id),
+            time: find(&self.time).and_then(|text| time_from_text(&text)),
+            kind: find(&self.kind).unwrap_or_default(),
+            key: find(&self.key),
+        }
+    }
+
     /// Returns the event that `message` is, at its place in a stream.
     pub fn event(
         &self,
@@ -89,20 +126,24 @@ impl AttributeRules {
         sequence: Sequence,
         archived_at: Timestamp,
     ) -> Event {
-        let mut body = LazyJson::NotParsed;
-        let mut find = |places: &[Place]| {
-            places
-                .iter()
-                .filter_map(|place| place.find(&message, &mut body))
-                .find(|value| value.len() <= VALUE_BYTES_MAX)
-                .filter(|s| !s.is_empty())
-        };
-        let id = find(&self.id).unwrap_or_else(|| Event::made_up_id(stream, sequence));
-        let time = find(&self.time).and_then(|text| time_from_text(&text)).unwrap_or(archived_at);
-        let kind = find(&self.kind).unwrap_or_default();
-        let key = find(&self.key);
+        let Attributes { id, time, kind, key } = self.read(&message);
+        let id = id.unwrap_or_else(|| Event::made_up_id(stream, sequence));
+        let time = time.unwrap_or(archived_at);
         Event { sequence, archived_at, time, id, kind, key, message }
     }
+}
+
+/// Returns what stands in the first of `places` that has something, by the rules of attributes.
+pub fn text_at(places: &[Place], message: &Message) -> Option<String> {
+    first(places, message, &mut LazyJson::NotParsed)
+}
+
+fn first(places: &[Place], message: &Message, body: &mut LazyJson) -> Option<String> {
+    places
+        .iter()
+        .filter_map(|place| place.find(message, body))
+        .find(|value| value.len() <= VALUE_BYTES_MAX)
+        .filter(|text| !text.is_empty())
 }
 
 /// The body as JSON, parsed at most once a message and only if a place asks for it.
@@ -272,6 +313,27 @@ mod tests {
         assert_eq!(event_by(&rules, with(r#"{"order":{"number":17}}"#)).key.as_deref(), Some("17"));
         assert_eq!(event_by(&rules, with("{")).key, None);
         assert_eq!(event_by(&rules, with(r#"{"order":{"number":[]}}"#)).key, None);
+    }
+
+    #[test]
+    fn everything_is_in_the_envelope_where_a_platform_says_so() {
+        let envelope = crate::envelope::Envelope {
+            id: "e-1".to_owned(),
+            time: Timestamp::from_secs(1_700_000_000),
+            kind: "order.placed".to_owned(),
+            key: "k".to_owned(),
+            causation_id: String::new(),
+            content_type: String::new(),
+            payload: Bytes::new(),
+        };
+        let message = Message { body: envelope.encode(), ..Message::default() };
+        let expected = Attributes {
+            id: Some(envelope.id),
+            time: Some(envelope.time),
+            kind: envelope.kind,
+            key: Some(envelope.key),
+        };
+        assert_eq!(AttributeRules::enveloped().read(&message), expected);
     }
 
     #[test]

@@ -33,6 +33,12 @@ pub enum EventError {
         /// What was wrong.
         reason: String,
     },
+    /// A body is not an envelope.
+    #[error("body is not an envelope: {reason}")]
+    Envelope {
+        /// What was wrong.
+        reason: String,
+    },
     /// A text is longer than the 255 bytes that AMQP allows a short string.
     #[error("`{start}…` has {bytes} bytes; AMQP allows 255 in a short string")]
     ShortStringTooLong {

@@ -5,7 +5,9 @@
 //! skips a message only if that digest matches the body that came: one with copied
 //! headers but other content is a live event and is archived.
 
-use crate::{DeliveryMode, Digest, Event, FieldTable, FieldValue, Message, ShortStr};
+use crate::{
+    DeliveryMode, Digest, Event, FieldTable, FieldValue, Message, Properties, ShortStr, Timestamp,
+};
 
 /// Header: the id of the replay that published this message.
 pub const REPLAY: ShortStr = ShortStr::from_static("x-dacapo-replay");
@@ -46,15 +48,28 @@ pub enum Priority {
 }
 
 /// Returns the message that replays `event`: everything as it was, marked, and with what would
-/// do harm moved into headers.
+/// do harm moved into headers ([`neutralise`]). Exchange and routing key are the original's; the
+/// target may replace them.
+pub fn mark(event: &Event, replay: &ShortStr, priority: Priority) -> Message {
+    let mut message = event.message.clone();
+    neutralise(&mut message.properties, priority);
+    let headers = message.properties.headers.get_or_insert_with(FieldTable::new);
+    headers.insert(REPLAY, short_value(replay));
+    headers.insert(EVENT_ID, FieldValue::text(event.id.clone()));
+    headers.insert(BODY_DIGEST, FieldValue::text(Digest::of(&message.body).to_string()));
+    headers.insert(ORIGINAL_TIME, FieldValue::text(event.time.to_string()));
+    headers.insert(ORIGINAL_EXCHANGE, short_value(&message.exchange));
+    headers.insert(ORIGINAL_ROUTING_KEY, short_value(&message.routing_key));
+    message
+}
+
+/// Moves into headers what would do harm when a message is published a second time.
 ///
 /// Moved: `user_id` (the broker refuses another's), `expiration` (would drop history on arrival),
 /// `reply_to` (would answer dead queues), `CC` and `BCC` (would route copies elsewhere), `x-death`
 /// (cycle detection would drop it), `delivery_mode` unless 2 (published persistent), `priority`
-/// unless kept. Exchange and routing key are the original's; the target may replace them.
-pub fn mark(event: &Event, replay: &ShortStr, priority: Priority) -> Message {
-    let mut message = event.message.clone();
-    let properties = &mut message.properties;
+/// unless kept.
+pub fn neutralise(properties: &mut Properties, priority: Priority) {
     let headers = properties.headers.get_or_insert_with(FieldTable::new);
     headers.reserve(MARKS);
 
@@ -82,14 +97,41 @@ pub fn mark(event: &Event, replay: &ShortStr, priority: Priority) -> Message {
     {
         headers.insert(ORIGINAL_PRIORITY, FieldValue::ShortShortUInt(priority));
     }
+}
 
-    headers.insert(REPLAY, short_value(replay));
-    headers.insert(EVENT_ID, FieldValue::text(event.id.clone()));
-    headers.insert(BODY_DIGEST, FieldValue::text(Digest::of(&message.body).to_string()));
-    headers.insert(ORIGINAL_TIME, FieldValue::text(event.time.to_string()));
-    headers.insert(ORIGINAL_EXCHANGE, short_value(&message.exchange));
-    headers.insert(ORIGINAL_ROUTING_KEY, short_value(&message.routing_key));
-    message
+/// What the marking of a replayed message says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Replay {
+    /// The id of the replay; empty if the marking has none.
+    pub id: String,
+    /// The id that the archive knows the event by.
+    pub event_id: String,
+    /// When the event happened.
+    pub original_time: Option<Timestamp>,
+    /// The exchange that it was first published to.
+    pub original_exchange: Option<ShortStr>,
+    /// The routing key that it was first published with.
+    pub original_routing_key: Option<ShortStr>,
+}
+
+/// Returns what the marking says of a message that is a replay by [`is_replayed`].
+pub fn replay_of(message: &Message) -> Option<Replay> {
+    if !is_replayed(message) {
+        return None;
+    }
+    let value = |name: &ShortStr| message.properties.header(name.as_str()?);
+    let text = |name| value(name).map(FieldValue::to_text_lossy);
+    let short = |name| match value(name)? {
+        FieldValue::LongString(bytes) => ShortStr::new(bytes.clone()).ok(),
+        _ => None,
+    };
+    Some(Replay {
+        id: text(&REPLAY).unwrap_or_default(),
+        event_id: text(&EVENT_ID)?,
+        original_time: text(&ORIGINAL_TIME).and_then(|time| time.parse().ok()),
+        original_exchange: short(&ORIGINAL_EXCHANGE),
+        original_routing_key: short(&ORIGINAL_ROUTING_KEY),
+    })
 }
 
 fn short_value(text: &ShortStr) -> FieldValue {
@@ -113,7 +155,6 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
-    use crate::{Properties, Timestamp};
 
     fn short(text: &str) -> ShortStr {
         ShortStr::try_from(text).unwrap()
@@ -144,6 +185,23 @@ mod tests {
         assert!(!is_replayed(&event.message));
         replayed.body = Bytes::from_static(b"{\"forged\":true}");
         assert!(!is_replayed(&replayed), "copied headers on other content are a live event");
+    }
+
+    #[test]
+    fn the_marking_says_what_it_was_made_of() {
+        let event = event(Properties::default());
+        let mut replayed = mark(&event, &short("r1"), Priority::Neutralise);
+        let expected = Replay {
+            id: "r1".to_owned(),
+            event_id: "e-7".to_owned(),
+            original_time: Some(Timestamp::EPOCH),
+            original_exchange: Some(short("shop")),
+            original_routing_key: Some(short("orders.placed")),
+        };
+        assert_eq!(replay_of(&replayed), Some(expected));
+        assert_eq!(replay_of(&event.message), None);
+        replayed.body = Bytes::from_static(b"{\"forged\":true}");
+        assert_eq!(replay_of(&replayed), None);
     }
 
     #[test]
