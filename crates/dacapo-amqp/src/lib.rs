@@ -5,6 +5,7 @@
 //! | [`uri`](AmqpUrl), [`Broker`] | where and as whom to connect; no password is ever shown |
 //! | [`AmqpConnect`] | the `Sink`: publishes with confirms and `mandatory` |
 //! | [`AmqpSubscribe`] | the `Source`: the archiver's queue and its parking queue |
+//! | [`AmqpQueue`], [`declare_service`] | the `Source` of a service: one queue |
 //! | [`inspect()`], [`objections()`], [`blind_spots`] | what a plan or an archiver must know before it starts |
 //! | [`declare_topic`], [`remove`] | what is made for a while and taken away again |
 //! | `wire` | a small consumer and a small publisher of our own |
@@ -34,8 +35,8 @@ mod wire;
 pub use connect::{Broker, ClientIdentity, Tls};
 pub use inspect::{Objections, TargetFacts, inspect, objections};
 pub use sink::AmqpConnect;
-pub use source::AmqpSubscribe;
+pub use source::{AmqpQueue, AmqpSubscribe};
 pub use target::{AmqpTarget, Via};
 pub use temporary::{declare_topic, remove};
-pub use topology::{Binding, BlindSpot, blind_spots};
+pub use topology::{Binding, BlindSpot, blind_spots, declare_service};
 pub use uri::AmqpUrl;

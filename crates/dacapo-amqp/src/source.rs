@@ -1,10 +1,12 @@
-//! The archiver's source: its queue and parking queue, consumed as they are.
+//! Sources: an archiver's queue with its parking queue, or one queue that is there already, consumed
+//! as they are.
 
 use std::num::NonZeroU16;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use dacapo_bus::{BusError, Delivery, DeliveryTag, Source, Subscribe};
+use dacapo_event::{EventError, ShortStr};
 use tokio::sync::oneshot;
 
 use crate::Broker;
@@ -12,7 +14,7 @@ use crate::appetite::Appetite;
 use crate::connect::ANSWER_DEADLINE;
 use crate::error::lost;
 use crate::topology::{self, Binding};
-use crate::wire::{self, Consumer, Order};
+use crate::wire::{self, Consumer, Order, Queues};
 
 /// Opens sources on one queue and its parking queue, declaring both and the bindings.
 ///
@@ -59,9 +61,51 @@ impl AmqpSubscribe {
 impl Subscribe for AmqpSubscribe {
     async fn open(&self) -> Result<Box<dyn Source>, BusError> {
         let queues = topology::declare(&self.broker, &self.queue, &self.bindings).await?;
-        let consumer = wire::start(self.broker.clone(), queues, Arc::clone(&self.appetite)).await?;
-        Ok(Box::new(AmqpSource { consumer, delivered: 0, acked: 0, end: End::NotYet }))
+        open(&self.broker, queues, &self.appetite).await
     }
+}
+
+/// Opens sources on one queue of a service's, as it is: nothing is declared, whoever else consumes it
+/// has a share, and its order is the broker's.
+#[derive(Debug, Clone)]
+pub struct AmqpQueue {
+    broker: Broker,
+    queue: ShortStr,
+    appetite: Arc<Appetite>,
+}
+
+impl AmqpQueue {
+    /// Returns a way to `queue`, with at most `prefetch` messages of it delivered and not acked, and
+    /// as [`AmqpSubscribe::new`] no more than `waiting_bytes_max` of them in memory, or one.
+    ///
+    /// # Errors
+    /// The name has more than 255 bytes.
+    pub fn new(
+        broker: Broker,
+        queue: &str,
+        prefetch: NonZeroU16,
+        waiting_bytes_max: u64,
+    ) -> Result<Self, EventError> {
+        let appetite = Arc::new(Appetite::new(prefetch, waiting_bytes_max));
+        Ok(AmqpQueue { broker, queue: ShortStr::try_from(queue)?, appetite })
+    }
+}
+
+#[async_trait]
+impl Subscribe for AmqpQueue {
+    async fn open(&self) -> Result<Box<dyn Source>, BusError> {
+        let queues = Queues { main: self.queue.clone(), parked: None };
+        open(&self.broker, queues, &self.appetite).await
+    }
+}
+
+async fn open(
+    broker: &Broker,
+    queues: Queues,
+    appetite: &Arc<Appetite>,
+) -> Result<Box<dyn Source>, BusError> {
+    let consumer = wire::start(broker.clone(), queues, Arc::clone(appetite)).await?;
+    Ok(Box::new(AmqpSource { consumer, delivered: 0, acked: 0, end: End::NotYet }))
 }
 
 struct AmqpSource {

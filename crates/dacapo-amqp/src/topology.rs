@@ -1,4 +1,4 @@
-//! The archiver's queues and bindings, and what they cannot catch.
+//! The queues and bindings of archivers and services, and what an archiver's cannot catch.
 
 use std::fmt;
 use std::str::FromStr;
@@ -63,7 +63,7 @@ pub(crate) async fn declare(
     let peer = broker.peer();
     let parked = name_of(&parked_queue(queue), &peer)?;
     let main = name_of(queue, &peer)?;
-    let queues = Queues { main: short_of(&main), parked: short_of(&parked) };
+    let queues = Queues { main: short_of(&main), parked: Some(short_of(&parked)) };
 
     let session = broker.connect().await?;
     let declared = declare_in(&session, &main, &parked, bindings).await;
@@ -77,12 +77,44 @@ async fn declare_in(
     parked: &ShortString,
     bindings: &[Binding],
 ) -> Result<(), BusError> {
+    // The parking queue first, so that nothing is dead-lettered to where no queue is.
+    let queues = [(parked, parked_arguments()), (main, main_arguments(parked))];
+    declare_and_bind(session, queues, main, bindings).await
+}
+
+/// Declares a service's queue with its bindings, and its queue of dead letters: quorum queues that
+/// drop nothing of their own accord. Declaring them again is no error.
+///
+/// # Errors
+/// No connection or no permission; an exchange that does not exist; or one of the queues is there
+/// with other settings.
+pub async fn declare_service(
+    broker: &Broker,
+    queue: &str,
+    dead_letters: &str,
+    bindings: &[Binding],
+) -> Result<(), BusError> {
+    let peer = broker.peer();
+    let (queue, dead_letters) = (name_of(queue, &peer)?, name_of(dead_letters, &peer)?);
+    let session = broker.connect().await?;
+    let queues = [(&dead_letters, lasting_arguments()), (&queue, lasting_arguments())];
+    let declared = declare_and_bind(&session, queues, &queue, bindings).await;
+    session.close().await;
+    declared
+}
+
+/// Declares queues in this order and binds `main`.
+async fn declare_and_bind(
+    session: &Session,
+    queues: [(&ShortString, FieldTable); 2],
+    main: &ShortString,
+    bindings: &[Binding],
+) -> Result<(), BusError> {
     // Before anything is declared: a mistyped exchange leaves nothing behind.
     for binding in bindings {
         look_up_exchange(session, &name_of(&binding.exchange, &session.peer)?).await?;
     }
-    // The parking queue first, so that nothing is dead-lettered to where no queue is.
-    for (queue, arguments) in [(parked, parked_arguments()), (main, main_arguments(parked))] {
+    for (queue, arguments) in queues {
         let channel = session.channel().await?;
         let declaring =
             channel.queue_declare(queue.clone(), QueueDeclareOptions::durable(), arguments);
@@ -102,16 +134,23 @@ async fn declare_in(
     Ok(())
 }
 
-/// Returns the arguments of both queues. Publishers' messages are refused rather than old ones
-/// dropped if a policy limits the length: at-least-once dead-lettering asks for it, and the head
-/// of an archive's queue is the last to give up.
-fn common_arguments() -> FieldTable {
+/// Returns the arguments of a queue that keeps what it has, however often it is delivered.
+fn lasting_arguments() -> FieldTable {
     let mut arguments = FieldTable::default();
     arguments
         .insert("x-queue-type".into(), text("quorum"))
-        .insert("x-single-active-consumer".into(), AMQPValue::Boolean(true))
-        .insert("x-overflow".into(), text("reject-publish"))
         .insert("x-delivery-limit".into(), AMQPValue::LongInt(DELIVERIES_MAX));
+    arguments
+}
+
+/// Returns the arguments of both of an archiver's queues. Publishers' messages are refused rather
+/// than old ones dropped if a policy limits the length: at-least-once dead-lettering asks for it,
+/// and the head of an archive's queue is the last to give up.
+fn common_arguments() -> FieldTable {
+    let mut arguments = lasting_arguments();
+    arguments
+        .insert("x-single-active-consumer".into(), AMQPValue::Boolean(true))
+        .insert("x-overflow".into(), text("reject-publish"));
     arguments
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use dacapo_amqp::{AmqpSubscribe, Binding, BlindSpot, Broker, blind_spots};
+use dacapo_amqp::{AmqpQueue, AmqpSubscribe, Binding, BlindSpot, Broker, blind_spots};
 use dacapo_bus::broker::parked_queue;
 use dacapo_bus::conformance::{DEADLINE, SourceHarness, check_source, full_message};
 use dacapo_bus::{BusError, Delivery, Parked, Source, Subscribe};
@@ -115,6 +115,14 @@ struct Harness {
     direct: Direct,
     exchange: String,
     queue: Mutex<Option<String>>,
+    kind: Kind,
+}
+
+/// Whose source is checked. A service's declares nothing, so an archiver's does it before.
+#[derive(Clone, Copy)]
+enum Kind {
+    Archiver,
+    Service,
 }
 
 impl Harness {
@@ -145,7 +153,10 @@ impl SourceHarness for Harness {
             .close()
             .await
             .expect("closes in order");
-        Box::new(subscribe)
+        match self.kind {
+            Kind::Archiver => Box::new(subscribe),
+            Kind::Service => Box::new(service(&queue, prefetch)),
+        }
     }
 
     fn exchange(&self) -> ShortStr {
@@ -157,15 +168,42 @@ impl SourceHarness for Harness {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn conforms() {
+/// Returns a way to a queue alone, as a service consumes it.
+fn service(queue: &str, prefetch: NonZeroUsize) -> AmqpQueue {
+    let prefetch = u16::try_from(prefetch.get()).ok().and_then(NonZeroU16::new);
+    let prefetch = prefetch.expect("a prefetch of 16 bits");
+    AmqpQueue::new(broker(), queue, prefetch, MemoryBudget::DEFAULT.waiting())
+        .expect("a short name")
+}
+
+async fn check(kind: Kind) {
     let direct = Direct::connect().await;
     let exchange = services::unique("source-x");
     direct.declare_exchange(&exchange, ExchangeKind::Topic).await;
-    let harness = Harness { direct, exchange, queue: Mutex::new(None) };
+    let harness = Harness { direct, exchange, queue: Mutex::new(None), kind };
     check_source(&harness).await;
     harness.forget(harness.queue.lock().await.take()).await;
     harness.direct.delete_exchange(&harness.exchange).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn conforms() {
+    check(Kind::Archiver).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_services_source_conforms() {
+    check(Kind::Service).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_services_queue_that_is_not_there_is_named() {
+    let queue = services::unique("source-q");
+    let error = match service(&queue, NonZeroUsize::MIN).open().await {
+        Ok(_) => panic!("`{queue}` was opened"),
+        Err(error) => error.to_string(),
+    };
+    assert!(error.starts_with(&format!("queue `{queue}` does not exist on ")), "{error}");
 }
 
 /// While no archiver runs, an event's own expiration takes it out of the queue; it comes through

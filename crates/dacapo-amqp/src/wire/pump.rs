@@ -6,7 +6,7 @@
 //! bounded by the prefetch, and how much memory they take by [`crate::appetite`]. The thread ends when the [`Consumer`] is dropped or the connection
 //! is.
 //!
-//! Both queues are consumed on one channel, so that one numbering of deliveries and one
+//! A parking queue is consumed on the same channel, so that one numbering of deliveries and one
 //! cumulative ack cover both.
 
 use std::collections::VecDeque;
@@ -41,11 +41,23 @@ const PARKED: &[u8] = b"parked";
 /// Orders that may wait: the source has one caller, who waits for each.
 const ORDERS: usize = 8;
 
-/// The queue to consume and the one it parks in.
+/// The queue to consume and the one it parks in, if it does.
 #[derive(Debug, Clone)]
 pub(crate) struct Queues {
     pub(crate) main: ShortStr,
-    pub(crate) parked: ShortStr,
+    pub(crate) parked: Option<ShortStr>,
+}
+
+impl Queues {
+    /// Returns each with the tag of its consumer.
+    fn tagged(&self) -> impl Iterator<Item = (&ShortStr, &'static [u8])> {
+        let parked = self.parked.iter().map(|parked| (parked, PARKED));
+        std::iter::once((&self.main, MAIN)).chain(parked)
+    }
+
+    fn count(&self) -> u8 {
+        1 + u8::from(self.parked.is_some())
+    }
 }
 
 /// What the source asks of the connection.
@@ -53,7 +65,7 @@ pub(crate) struct Queues {
 pub(crate) enum Order {
     /// Ack up to and including this delivery; answered when it is on its way.
     Ack(DeliveryTag, oneshot::Sender<()>),
-    /// How many messages are ready in both queues.
+    /// How many messages are ready in the queues.
     Depth(oneshot::Sender<u64>),
     /// End in order.
     Close,
@@ -72,7 +84,7 @@ pub(crate) struct Consumer {
     pub(crate) peer: String,
 }
 
-/// Connects and consumes both queues, each with the prefetch of `appetite`.
+/// Connects and consumes the queues, each with the prefetch of `appetite`.
 pub(crate) async fn start(
     broker: Broker,
     queues: Queues,
@@ -120,7 +132,7 @@ struct Pump {
     /// Absent once a source with another prefetch would do better: what else comes is dropped, and
     /// delivered again to that one.
     deliveries: Option<mpsc::Sender<Delivery>>,
-    /// Who waits for the broker to answer both `basic.consume`; none once it has.
+    /// Who waits for the broker to answer each `basic.consume`; none once it has.
     opened: Option<oneshot::Sender<Result<(), BusError>>>,
     /// How many of them it has not answered.
     answers_left: u8,
@@ -137,7 +149,7 @@ struct Waited {
     waiting: Arc<Waiting>,
 }
 
-/// A depth that was asked for; two queues answer.
+/// A depth that was asked for; each queue answers.
 struct Question {
     reply: oneshot::Sender<u64>,
     ready: u64,
@@ -169,7 +181,7 @@ impl Pump {
         });
         // In one write: the broker handles both before those of a standby that starts at the
         // same moment, so one consumer is active on both queues.
-        for (queue, tag) in [(&queues.main, MAIN), (&queues.parked, PARKED)] {
+        for (queue, tag) in queues.tagged() {
             link.outbox.method(DELIVERIES, methods::BASIC_CONSUME, |to| {
                 to.put_u16(0);
                 put_short(to, queue.as_bytes());
@@ -181,10 +193,10 @@ impl Pump {
         link.flush().await?;
         Ok(Pump {
             link,
+            answers_left: queues.count(),
             queues,
             deliveries: Some(deliveries),
             opened: None,
-            answers_left: 2,
             arriving: None,
             questions: VecDeque::new(),
             delivered: 0,
@@ -250,7 +262,7 @@ impl Pump {
                 }
             }
             Some(Order::Depth(reply)) => {
-                for queue in [&self.queues.main, &self.queues.parked] {
+                for (queue, _) in self.queues.tagged() {
                     self.link.outbox.method(QUESTIONS, methods::QUEUE_DECLARE, |to| {
                         to.put_u16(0);
                         put_short(to, queue.as_bytes());
@@ -260,7 +272,8 @@ impl Pump {
                     });
                 }
                 self.link.flush().await?;
-                self.questions.push_back(Question { reply, ready: 0, answers_left: 2 });
+                let answers_left = self.queues.count();
+                self.questions.push_back(Question { reply, ready: 0, answers_left });
             }
         }
         Ok(Next::GoOn)
@@ -327,7 +340,8 @@ impl Pump {
 
     /// Returns what it means that the broker ends a consumer of its own accord.
     fn cancelled(&self, tag: &ShortStr) -> BusError {
-        let queue = if tag.as_bytes() == PARKED { &self.queues.parked } else { &self.queues.main };
+        let parked = self.queues.parked.as_ref().filter(|_| tag.as_bytes() == PARKED);
+        let queue = parked.unwrap_or(&self.queues.main);
         BusError::NotFound {
             thing: format!("queue `{queue}`"),
             peer: self.link.peer.clone(),
