@@ -13,6 +13,7 @@ mod bad_input;
 mod broker_disk;
 mod certificates;
 mod compacting;
+mod consumer;
 mod contract;
 mod definitions;
 mod demo;

@@ -1,0 +1,181 @@
+//! The loop where the bus fails, and where it is ended at any moment.
+
+use dacapo_bus::{DeliveryTag, Source};
+
+use super::*;
+
+/// Loses the connection at every ack whose number it is told.
+struct Flaky {
+    inner: Box<dyn Subscribe>,
+    acks: Arc<Mutex<(u64, Vec<u64>)>>,
+}
+
+struct FlakySource {
+    inner: Box<dyn Source>,
+    acks: Arc<Mutex<(u64, Vec<u64>)>>,
+}
+
+#[async_trait]
+impl Subscribe for Flaky {
+    async fn open(&self) -> Result<Box<dyn Source>, BusError> {
+        let inner = self.inner.open().await?;
+        Ok(Box::new(FlakySource { inner, acks: self.acks.clone() }))
+    }
+}
+
+#[async_trait]
+#[deny(clippy::missing_trait_methods, reason = "a wrapper passes on everything")]
+impl Source for FlakySource {
+    async fn next(&mut self) -> Result<Option<dacapo_bus::Delivery>, BusError> {
+        self.inner.next().await
+    }
+
+    async fn ack(&mut self, tag: DeliveryTag) -> Result<(), BusError> {
+        let lost = {
+            let mut acks = self.acks.lock().unwrap();
+            acks.0 += 1;
+            let count = acks.0;
+            acks.1.contains(&count)
+        };
+        if lost {
+            let (peer, reason) = ("a flaky bus".to_owned(), "the script says so".to_owned());
+            return Err(BusError::Disconnected { peer, reason });
+        }
+        self.inner.ack(tag).await
+    }
+
+    fn prefetch(&self) -> Option<std::num::NonZeroU16> {
+        self.inner.prefetch()
+    }
+
+    async fn depth(&mut self) -> Result<u64, BusError> {
+        self.inner.depth().await
+    }
+
+    async fn close(&mut self) -> Result<(), BusError> {
+        self.inner.close().await
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_connection_is_opened_anew_and_what_was_not_acked_is_a_repeat() {
+    let mut setting = Setting::new();
+    let prefetch = NonZeroUsize::new(10).unwrap();
+    let inner = setting.bus.subscription(QUEUE, QueueOptions::default(), vec![], prefetch);
+    let acks = Arc::new(Mutex::new((0, vec![1, 3])));
+    setting.consumer.source = Box::new(Flaky { inner: Box::new(inner), acks });
+    setting.publish(&[("e-1", 1), ("e-2", 2)]);
+    let ledger = Ledger::default();
+    setting.drain(&mut ledger.remembering(Order::Accept)).await.unwrap();
+    assert_eq!(ledger.ids(), ["e-1", "e-2"]);
+    setting.check_metrics(&[
+        "events_total{outcome=\"handled\",origin=\"live\"} 2",
+        "events_total{outcome=\"repeat\",origin=\"live\"} 2",
+        "reconnections_total 2",
+    ]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dead_letter_that_is_not_taken_is_tried_until_it_is_and_only_then_acked() {
+    let bus = MemoryBus::new();
+    for queue in [QUEUE, DEAD] {
+        bus.declare_queue(queue, QueueOptions::default());
+    }
+    let faults = vec![Fault::RefuseOpen { nth: 1 }, Fault::Nack { nth: 1 }, Fault::Nack { nth: 2 }];
+    let letters =
+        Faulty::new(bus.to_queue_by_default_exchange(DEAD), faults, Duration::from_secs(1));
+    let setting = Setting::with_letters(bus, Box::new(letters));
+    setting.publish(&[("e-1", 1)]);
+    let ledger = Ledger::failing(vec![Failure::poison("no JSON")]);
+    let watching = async {
+        // As long as no letter is there, the event is.
+        while setting.bus.depth(DEAD) == Some(0) {
+            let held = (setting.bus.depth(QUEUE), setting.bus.unacked(QUEUE));
+            assert!(held == (Some(1), Some(0)) || held == (Some(0), Some(1)), "{held:?}");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let mut handler = ledger.remembering(Order::Accept);
+    let (drained, ()) = tokio::join!(setting.drain(&mut handler), watching);
+    drained.unwrap();
+    assert_eq!(setting.dead_letters().await.len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_a_queue_of_dead_letters_nothing_is_consumed() {
+    let setting = Setting::new();
+    setting.bus.delete_queue(DEAD);
+    setting.publish(&[("e-1", 1)]);
+    let ledger = Ledger::default();
+    let error = setting.drain(&mut ledger.remembering(Order::Accept)).await.unwrap_err();
+    assert!(matches!(error, ConsumerError::Refused { source: BusError::NotFound { .. }, .. }));
+    assert_eq!(ledger.ids(), [""; 0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn poison_is_not_acked_where_its_dead_letter_is_returned() {
+    let setting = Setting::new();
+    setting.publish(&[("e-1", 1)]);
+    let bus = setting.bus.clone();
+    let ledger = Ledger::failing(vec![Failure::poison("no JSON"), Failure::retry("locked")]);
+    let deleting = async {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        bus.delete_queue(DEAD);
+    };
+    let mut handler = ledger.remembering(Order::Accept);
+    let (drained, ()) = tokio::join!(setting.drain(&mut handler), deleting);
+    let error = drained.unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "failed to bury event `e-1`: the dead letter was returned (312 NO_ROUTE); declare the queue \
+         of dead letters and start again"
+    );
+    assert_eq!(setting.bus.depth(QUEUE), Some(1), "it is still there");
+}
+
+/// A service whose effect and mark are one transaction, with waits before and after it.
+struct Transactional(Arc<Mutex<Vec<String>>>);
+
+#[async_trait]
+impl Handler for Transactional {
+    async fn handle(&mut self, delivery: &Delivery) -> Result<Handled, Failure> {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        let handled = {
+            let mut applied = self.0.lock().unwrap();
+            if applied.contains(&delivery.id) {
+                Handled::Repeat
+            } else {
+                applied.push(delivery.id.clone());
+                Handled::Done
+            }
+        };
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        if delivery.id == "poison" { Err(Failure::poison("it always fails")) } else { Ok(handled) }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn ended_at_any_moment_every_event_is_applied_once_and_none_acked_before() {
+    let ids = ["e-1", "e-2", "poison", "e-3"];
+    for moment in 0..20 {
+        let setting = Setting::new();
+        let applied = Arc::default();
+        for id in ids.into_iter().chain(ids) {
+            setting.publish(&[(id, 1)]);
+        }
+        let killed = {
+            let mut handler = Transactional(Arc::clone(&applied));
+            let running = setting.consumer.run(&mut handler, std::future::pending());
+            tokio::time::timeout(Duration::from_millis(moment), running).await
+        };
+        assert!(killed.is_err(), "it was ended from outside");
+        let left = setting.bus.depth(QUEUE).unwrap() + setting.bus.unacked(QUEUE).unwrap();
+        let acked = ids.len() * 2 - usize::try_from(left).unwrap();
+        let known = applied.lock().unwrap().len();
+        assert!(acked.min(ids.len()) <= known, "{acked} were acked, and {known} applied");
+
+        setting.drain(&mut Transactional(Arc::clone(&applied))).await.unwrap();
+        assert_eq!(*applied.lock().unwrap(), ids, "ended after {moment} ms");
+        assert!(setting.bus.depth(DEAD) >= Some(2), "each delivery of the poison is buried");
+    }
+}

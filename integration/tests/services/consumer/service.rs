@@ -1,0 +1,279 @@
+//! The example service, run as a team would run it, and its events.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use dacapo_event::Timestamp;
+use dacapo_event::envelope::Envelope;
+use dacapo_integration::dacapo::{Dacapo, Running};
+use dacapo_integration::process::Signal;
+use dacapo_integration::{environment, wait};
+use serde_json::{Value, json};
+
+use super::super::platform::{DEADLINE, Platform, ask};
+use super::super::services;
+use super::super::witness::{self, Queue};
+
+/// The types of events that the service consumes, as a selection.
+pub(super) const CAUSES: [&str; 6] =
+    ["--type", "order.placed", "--type", "order.paid", "--type", "order.moved"];
+/// The type of those that it emits.
+pub(super) const OWN: [&str; 2] = ["--type", "order.settled"];
+
+/// An archiver's flags that say what the service's rules say.
+pub(super) const ENVELOPED: [&str; 8] = [
+    "--id-from",
+    "envelope:id",
+    "--time-from",
+    "envelope:time",
+    "--type-from",
+    "envelope:type",
+    "--key-from",
+    "envelope:key",
+];
+
+/// The body of a message that is no event.
+const LAST: &str = "the last one";
+
+/// An example service with a folder and queues of its own.
+pub(super) struct Service {
+    installation: Dacapo,
+    queue: String,
+    exchange: String,
+    url: String,
+    /// Gets what it emits: what nobody gets is not taken.
+    listening: Queue,
+}
+
+/// What it told in a run.
+#[derive(Debug)]
+pub(super) struct Told {
+    metrics: String,
+    log: String,
+}
+
+impl Told {
+    /// Returns how many mails it sent.
+    pub(super) fn mails(&self) -> usize {
+        self.log.matches("a mail is sent").count()
+    }
+
+    /// Returns the names of its metrics without `dacapo_consumer_`.
+    pub(super) fn metrics(&self) -> BTreeSet<&str> {
+        let lines = self.metrics.lines().filter(|line| !line.starts_with('#'));
+        lines
+            .filter_map(|line| line.strip_prefix("dacapo_consumer_")?.split(['{', ' ']).next())
+            .collect()
+    }
+
+    /// Returns the value of a metric by its name without `dacapo_consumer_`.
+    #[track_caller]
+    pub(super) fn of(&self, name: &str) -> usize {
+        let full = format!("dacapo_consumer_{name} ");
+        let value = self.metrics.lines().find_map(|line| line.strip_prefix(&full));
+        value
+            .and_then(|value| value.parse().ok())
+            .unwrap_or_else(|| panic!("{name}: {}", self.metrics))
+    }
+}
+
+impl Service {
+    /// Returns one that consumes and emits on the platform's exchange.
+    pub(super) fn new(platform: &Platform) -> Self {
+        let dacapo = environment::get(environment::BIN).expect("the test is run by `servers`");
+        // Examples lie beside the binary in a debug build, whatever binary is under test.
+        let debug = environment::root().join("target/debug/examples/orders");
+        let beside = PathBuf::from(dacapo).with_file_name("examples").join("orders");
+        let binary = if beside.exists() { beside } else { debug };
+        let listening = Queue::new("settled");
+        listening.bind(&platform.exchange, "order.settled");
+        Service {
+            listening,
+            installation: Dacapo::of_binary(binary),
+            queue: services::unique("orders"),
+            exchange: platform.exchange.clone(),
+            url: services::amqp(),
+        }
+    }
+
+    /// Lets it connect through something else from now on.
+    pub(super) fn set_url(&mut self, url: &str) {
+        self.url = url.to_owned();
+    }
+
+    /// Returns the name of its queue.
+    pub(super) fn queue(&self) -> &str {
+        &self.queue
+    }
+
+    /// Starts it.
+    #[track_caller]
+    pub(super) fn start(&self) -> Running {
+        let arguments = [&self.queue, &self.exchange, "orders.sqlite"];
+        self.installation.spawn_with(arguments, &[("ORDERS_AMQP", &self.url)])
+    }
+
+    /// Lets it make its queues and its database.
+    #[track_caller]
+    pub(super) fn declare(&self) {
+        let running = self.start();
+        running.wait_for_line("consuming", DEADLINE);
+        stop(running);
+    }
+
+    /// Lets it handle all there is in one run, and returns what it told of that.
+    ///
+    /// It handles in order, so it has acked everything once a last message, which is no event, has
+    /// come to the queue of dead letters.
+    #[track_caller]
+    pub(super) fn drain(&self) -> Told {
+        self.drain_burying(0)
+    }
+
+    /// Does the same where so many dead letters come of it.
+    #[track_caller]
+    pub(super) fn drain_burying(&self, letters: u64) -> Told {
+        let buried = self.ready(&self.letters()) + letters + 1;
+        let last = json!({ "op": "publish", "routing_key": self.queue, "body": LAST });
+        assert_eq!(ask(&services::amqp(), last)["outcome"], "ack");
+        let running = self.start();
+        let done = || Ok((self.ready(&self.letters()) == buried).then_some(()));
+        if let Err(error) = wait::until("the last message is buried", DEADLINE, done) {
+            panic!("{error}; {:?}", running.written());
+        }
+        let told = stop(running);
+        assert_eq!(self.ready(&self.queue), 0, "everything is acked");
+        told
+    }
+
+    /// Returns how many events are marked.
+    pub(super) fn handled(&self) -> usize {
+        let rows = self.query(&["SELECT count(*) FROM handled"]);
+        rows[0][0][0].as_u64().unwrap_or(0).try_into().expect("a count")
+    }
+
+    /// Returns all that its database says, but for what of its own events it knows from where: a
+    /// replay gives these back.
+    pub(super) fn state(&self) -> Value {
+        self.query(&[
+            "SELECT number, total, paid, address, moved_at FROM orders ORDER BY number",
+            "SELECT id FROM handled WHERE id NOT LIKE '%:settled' ORDER BY id",
+            "SELECT id FROM outbox ORDER BY id",
+        ])
+    }
+
+    /// Returns what it has emitted or is to emit, and whether it knows that it did.
+    pub(super) fn outbox(&self) -> Value {
+        self.query(&["SELECT id, sent FROM outbox ORDER BY id"])[0].take()
+    }
+
+    /// Takes the dead letters.
+    pub(super) fn dead_letters(&self) -> Vec<Value> {
+        let get = json!({ "op": "get", "queue": self.letters(), "max": 1_000 });
+        let mut letters = ask(&services::amqp(), get)["messages"].take();
+        let letters = letters.as_array_mut().expect("a list of messages");
+        letters.retain(|letter| letter["body"] != LAST);
+        std::mem::take(letters)
+    }
+
+    /// Takes what it has emitted, and returns the ids and how many messages that was.
+    pub(super) fn emitted(&self) -> (BTreeSet<String>, usize) {
+        let messages = self.listening.take(100_000);
+        let id = |message: &Value| message["properties"]["message_id"].as_str().map(str::to_owned);
+        (messages.iter().filter_map(id).collect(), messages.len())
+    }
+
+    /// Deletes its database, as a lost disk would.
+    pub(super) fn lose_database(&self) {
+        for file in ["orders.sqlite", "orders.sqlite-wal", "orders.sqlite-shm"] {
+            // The log is not there where it was closed in order.
+            std::fs::remove_file(self.installation.folder().join(file)).ok();
+        }
+        assert_eq!(self.handled(), 0);
+    }
+
+    fn letters(&self) -> String {
+        format!("{}.dead", self.queue)
+    }
+
+    fn query(&self, queries: &[&str]) -> Value {
+        let database = self.installation.folder().join("orders.sqlite");
+        let input = json!({ "queries": queries }).to_string();
+        let output = witness::run("sqlite.py", &[database.to_str().expect("UTF-8")], &input);
+        serde_json::from_str(&output.expect("SQLite reads it")).expect("rows")
+    }
+
+    fn ready(&self, queue: &str) -> u64 {
+        let asked = json!({ "op": "declare_queue", "queue": queue, "passive": true });
+        let answers = witness::raw_amqp(&services::amqp(), &[asked]).expect("the broker answers");
+        answers[0]["messages"].as_u64().unwrap_or(0)
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        let queues = [self.queue.clone(), self.letters()];
+        let delete = queues.map(|queue| json!({ "op": "delete_queue", "queue": queue }));
+        // A broker that is down at the end of a test keeps them, and no other test minds.
+        witness::raw_amqp(&services::amqp(), &delete).ok();
+    }
+}
+
+/// Ends it in order, and returns what it tells.
+#[track_caller]
+fn stop(running: Running) -> Told {
+    running.signal(Signal::Terminate).expect("it runs");
+    let output = running.wait(DEADLINE);
+    output.check(0);
+    Told { metrics: output.stdout, log: output.stderr }
+}
+
+/// Returns after a time, for a kill at an instant that follows from nothing the service does.
+pub(super) fn pause(time: Duration) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
+    runtime.expect("a runtime").block_on(async { tokio::time::sleep(time).await });
+}
+
+/// Returns an event in the platform's envelope, as a message; it happened at this second.
+pub(super) fn event(id: &str, kind: &str, order: &str, second: u64, payload: &Value) -> Value {
+    let envelope = Envelope {
+        id: id.to_owned(),
+        time: Timestamp::from_secs(1_700_000_000 + second),
+        kind: kind.to_owned(),
+        key: order.to_owned(),
+        causation_id: String::new(),
+        content_type: "application/json".to_owned(),
+        payload: payload.to_string().into(),
+    };
+    let body: String = envelope.encode().iter().map(|byte| format!("{byte:02x}")).collect();
+    json!({
+        "routing_key": kind,
+        "properties": { "message_id": id, "delivery_mode": 2 },
+        "body": { "hex": body },
+    })
+}
+
+/// Returns the events of so many orders, each placed, moved twice, and paid in two parts.
+pub(super) fn history(orders: usize) -> Vec<Value> {
+    let mut events = Vec::new();
+    for n in 0..orders {
+        let order = format!("order-{n}");
+        for (kind, payload) in [
+            ("order.placed", json!({ "total": 100 })),
+            ("order.moved", json!({ "address": format!("{n} Old Road") })),
+            ("order.paid", json!({ "amount": 60 })),
+            ("order.moved", json!({ "address": format!("{n} New Street") })),
+            ("order.paid", json!({ "amount": 40 })),
+        ] {
+            let number = events.len();
+            events.push(event(&format!("e-{number}"), kind, &order, number as u64, &payload));
+        }
+    }
+    events
+}
+
+/// Returns the ids of what a service emits after the whole history of so many orders.
+pub(super) fn settled(orders: usize) -> BTreeSet<String> {
+    (0..orders).map(|n| format!("order-{n}:settled")).collect()
+}
