@@ -7,6 +7,7 @@
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
@@ -63,9 +64,34 @@ const PERSISTENT: u8 = 2;
 /// # Errors
 /// The broker cannot be reached, refuses something, or nacks.
 pub fn publish(url: &str, queue: &str, events: u64, body_bytes: usize) -> Result<()> {
+    let message = message(queue, &vec![b'x'; body_bytes], &MARKING)?;
+    publish_all(url, events, |batch| {
+        batch.extend_from_slice(&message);
+        Ok(())
+    })
+}
+
+/// Publishes these bodies as an event's own publisher does, which marks nothing.
+///
+/// # Errors
+/// As [`publish`], or there is no next body.
+pub fn publish_bodies(url: &str, queue: &str, bodies: &[Vec<u8>]) -> Result<()> {
+    let mut left = bodies.iter();
+    publish_all(url, bodies.len() as u64, |batch| {
+        let body = left.next().context("there are no more bodies")?;
+        batch.extend_from_slice(&message(queue, body, &[])?);
+        Ok(())
+    })
+}
+
+/// Publishes so many messages, which `next` adds to a batch one by one.
+fn publish_all(
+    url: &str,
+    events: u64,
+    mut next: impl FnMut(&mut Vec<u8>) -> Result<()>,
+) -> Result<()> {
     let mut connection = Connection::open(url)?;
     connection.ask(1, CONFIRM_SELECT, &[0], CONFIRM_SELECT_OK)?;
-    let message = message(queue, body_bytes)?;
     let (mut published, mut confirmed) = (0, 0);
     let mut batch = Vec::new();
     while confirmed < events {
@@ -73,7 +99,7 @@ pub fn publish(url: &str, queue: &str, events: u64, body_bytes: usize) -> Result
         // With confirms on their way, a whole batch is worth waiting for.
         if count > 0 && (count == BATCH || count == events - published) {
             batch.clear();
-            (0..count).for_each(|_| batch.extend_from_slice(&message));
+            (0..count).try_for_each(|_| next(&mut batch))?;
             connection.stream.write_all(&batch)?;
             published += count;
             continue;
@@ -91,6 +117,21 @@ pub fn publish(url: &str, queue: &str, events: u64, body_bytes: usize) -> Result
 /// # Errors
 /// The broker cannot be reached, or refuses something.
 pub fn consume(url: &str, queue: &str, events: u64) -> Result<()> {
+    take(url, queue, events, || ())
+}
+
+/// Takes messages as [`consume`] does, and returns when each of them came, counted from the first.
+///
+/// # Errors
+/// As [`consume`].
+#[expect(clippy::disallowed_methods, reason = "a blocking client has no runtime's clock")]
+pub fn arrivals(url: &str, queue: &str, events: u64) -> Result<Vec<Duration>> {
+    let mut came = Vec::new();
+    take(url, queue, events, || came.push(Instant::now()))?;
+    Ok(came.iter().map(|at| *at - came[0]).collect())
+}
+
+fn take(url: &str, queue: &str, events: u64, mut each: impl FnMut()) -> Result<()> {
     let mut connection = Connection::open(url)?;
     let mut prefetch = vec![0; 4];
     prefetch.extend_from_slice(&u16::try_from(WINDOW)?.to_be_bytes());
@@ -104,6 +145,7 @@ pub fn consume(url: &str, queue: &str, events: u64) -> Result<()> {
     for taken in 1..=events {
         let (method, arguments) = connection.method()?;
         ensure!(method == DELIVER, "the broker sent {method:?} for a delivery");
+        each();
         let tag = 1 + usize::from(arguments[0]);
         let tag = &arguments[tag..tag + 8];
         if taken % BATCH == 0 || taken == events {
@@ -116,8 +158,18 @@ pub fn consume(url: &str, queue: &str, events: u64) -> Result<()> {
     Ok(())
 }
 
+/// The headers of a replayed event, and how long their values are.
+const MARKING: [(&str, usize); 6] = [
+    ("x-dacapo-replay", 12),
+    ("x-dacapo-event-id", 32),
+    ("x-dacapo-body-digest", 64),
+    ("x-dacapo-original-time", 24),
+    ("x-dacapo-original-exchange", 4),
+    ("x-dacapo-original-routing-key", 9),
+];
+
 /// Returns the frames of one publish. It is `mandatory`, as every one of a replay.
-fn message(queue: &str, body_bytes: usize) -> Result<Vec<u8>> {
+fn message(queue: &str, body: &[u8], headers: &[(&str, usize)]) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     let mut publish = vec![0; 3];
     short_string(&mut publish, queue)?;
@@ -127,21 +179,14 @@ fn message(queue: &str, body_bytes: usize) -> Result<Vec<u8>> {
     let mut header = Vec::new();
     header.extend_from_slice(&BASIC.to_be_bytes());
     header.extend_from_slice(&[0; 2]);
-    header.extend_from_slice(&(body_bytes as u64).to_be_bytes());
+    header.extend_from_slice(&(body.len() as u64).to_be_bytes());
     header.extend_from_slice(&PROPERTIES.to_be_bytes());
     short_string(&mut header, "application/json")?;
     let mut table = Vec::new();
-    for (name, bytes) in [
-        ("x-dacapo-replay", 12),
-        ("x-dacapo-event-id", 32),
-        ("x-dacapo-body-digest", 64),
-        ("x-dacapo-original-time", 24),
-        ("x-dacapo-original-exchange", 4),
-        ("x-dacapo-original-routing-key", 9),
-    ] {
+    for (name, bytes) in headers {
         short_string(&mut table, name)?;
         table.push(b'S');
-        long_string(&mut table, &vec![b'x'; bytes])?;
+        long_string(&mut table, &vec![b'x'; *bytes])?;
     }
     long_string(&mut header, &table)?;
     header.push(PERSISTENT);
@@ -149,7 +194,6 @@ fn message(queue: &str, body_bytes: usize) -> Result<Vec<u8>> {
     short_string(&mut header, "order.placed")?;
     frame(&mut bytes, HEADER, 1, &header);
 
-    let body = vec![b'x'; body_bytes];
     for piece in body.chunks(FRAME_MAX as usize - FRAME_AROUND) {
         frame(&mut bytes, BODY, 1, piece);
     }

@@ -13,6 +13,8 @@ use crate::timed::Cost;
 pub(crate) enum Bar {
     AtLeast(f64),
     AtMost(f64),
+    /// So far from 1 at the most.
+    Within(f64),
 }
 
 impl Bar {
@@ -20,6 +22,7 @@ impl Bar {
         match self {
             Bar::AtLeast(bar) => value >= bar,
             Bar::AtMost(bar) => value <= bar,
+            Bar::Within(bar) => (value - 1.0).abs() <= bar,
         }
     }
 
@@ -27,6 +30,7 @@ impl Bar {
         match self {
             Bar::AtLeast(bar) => format!("≥ {bar}"),
             Bar::AtMost(bar) => format!("≤ {bar}"),
+            Bar::Within(bar) => format!("1 ± {bar}"),
         }
     }
 }

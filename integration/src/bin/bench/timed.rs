@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
+use dacapo_integration::services;
 
 /// What a command took.
 #[derive(Debug, Clone, Copy)]
@@ -27,20 +28,22 @@ impl Cost {
 }
 
 /// Runs a program that must succeed; the shell's `time` tells wall, user and system seconds.
-/// Standard output goes nowhere, errors to `log`.
+/// Standard output goes to `output`, errors to `log`.
 pub(crate) fn run(program: &Path, args: &[&str], folder: &Path) -> Result<Cost> {
     let folder = fs::canonicalize(folder)?;
     let log = folder.join("log");
     let output = Command::new("bash")
         .arg("-c")
-        .arg("TIMEFORMAT='%R %U %S'; time \"$@\" >/dev/null 2>\"$LOG\"")
+        .arg("TIMEFORMAT='%R %U %S'; time \"$@\" >\"$OUTPUT\" 2>\"$LOG\"")
         .arg("bench")
         .arg(program)
         .args(args)
         .env("LOG", &log)
+        .env("OUTPUT", folder.join("output"))
         .env("DACAPO_INDEX", folder.join("index"))
         .env("DACAPO_STATE", folder.join("state"))
-        .env("DACAPO_AMQP", dacapo_integration::services::amqp())
+        .env("DACAPO_AMQP", services::amqp())
+        .env("AWS_ENDPOINT_URL", services::s3().endpoint)
         .stdin(Stdio::null())
         .output()
         .context("failed to start bash")?;
@@ -52,6 +55,20 @@ pub(crate) fn run(program: &Path, args: &[&str], folder: &Path) -> Result<Cost> 
         anyhow::bail!("`time` printed {times:?}");
     };
     Ok(Cost { wall_seconds, cpu_seconds: user + system })
+}
+
+/// Returns the user and system time of a process that runs.
+pub(crate) fn cpu_seconds(pid: u32) -> Result<f64> {
+    /// Linux counts these in hundredths of a second (`USER_HZ`), whatever the kernel does inside.
+    const TICKS_A_SECOND: f64 = 100.0;
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    // The name before it may have spaces in it (proc_pid_stat(5)); user and system time are fields
+    // 14 and 15, the first after the name is field 3.
+    let (_, fields) = stat.rsplit_once(')').context("no process is told like this")?;
+    let mut fields = fields.split_whitespace().skip(14 - 3);
+    let mut ticks =
+        || Ok::<f64, anyhow::Error>(fields.next().context("a field is missing")?.parse()?);
+    Ok((ticks()? + ticks()?) / TICKS_A_SECOND)
 }
 
 /// Returns the `dacapo` that is measured.

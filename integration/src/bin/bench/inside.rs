@@ -1,0 +1,117 @@
+//! Sides of a pair that are no command of dacapo: its libraries alone, and S3 alone. Each is run as
+//! a process of its own, so that it costs what a command does.
+
+use std::sync::Arc;
+
+use anyhow::{Context, Result, ensure};
+use dacapo_archive::chain;
+use dacapo_archive::store::file::FileStore;
+use dacapo_archive::store::{ByteRange, Store};
+use dacapo_engine::scan::{Scan, SegmentToRead};
+use dacapo_filter::{Selection, SelectionSpec};
+use dacapo_s3::{S3Options, S3Store};
+use tokio::task::JoinSet;
+
+use crate::{EVENTS, events};
+
+/// Segments that are read, and ranges that are fetched, at the same time.
+const AT_ONCE: usize = 4;
+
+/// Bytes of one range.
+const RANGE_BYTES: u64 = 4 * 1024 * 1024;
+
+/// What a batch of a scan takes, about.
+const BATCH_BYTES: u64 = 4 * 1024 * 1024;
+
+/// Reads and decodes every event of an archive, bodies and all, and asks of each whether it has one
+/// of the types that all have.
+pub(crate) fn scan(archive: &str) -> Result<()> {
+    run(async {
+        let store = open(archive).await?;
+        let types = events::KINDS.map(str::to_owned).to_vec();
+        let spec = SelectionSpec { types, ..SelectionSpec::default() };
+        let selection = Arc::new(Selection::compile(spec)?);
+        let mut events = 0;
+        let each = |segment| count(Arc::clone(&store), segment, Arc::clone(&selection));
+        at_once(segments(&*store).await?.into_iter().map(each), |found| events += found).await?;
+        ensure!(events == EVENTS, "{events} events are in the archive, not {EVENTS}");
+        Ok(())
+    })
+}
+
+async fn count(
+    store: Arc<dyn Store>,
+    segment: SegmentToRead,
+    selection: Arc<Selection>,
+) -> Result<u64> {
+    let mut scan = Scan::open(store, &segment, selection, 0, BATCH_BYTES).await?;
+    let mut events = 0;
+    while let Some(found) = scan.next().await? {
+        events += found.len() as u64;
+    }
+    Ok(events)
+}
+
+/// Gets every byte of an archive's segments, in ranges.
+pub(crate) fn fetch(archive: &str) -> Result<()> {
+    run(async {
+        let store = open(archive).await?;
+        let mut ranges = Vec::new();
+        for SegmentToRead { key, size, .. } in segments(&*store).await? {
+            for start in (0..size).step_by(RANGE_BYTES as usize) {
+                ranges.push((key.clone(), ByteRange::Span(start, size.min(start + RANGE_BYTES))));
+            }
+        }
+        let fetches = ranges.into_iter().map(|(key, range)| {
+            let store = Arc::clone(&store);
+            async move { Ok(store.get(&key, range).await?) }
+        });
+        at_once(fetches, drop).await
+    })
+}
+
+/// Runs some at the same time, on this thread, as a replay does.
+async fn at_once<T, F>(work: impl Iterator<Item = F>, mut each: impl FnMut(T)) -> Result<()>
+where
+    T: 'static,
+    F: Future<Output = Result<T>> + 'static,
+{
+    let mut running = JoinSet::new();
+    for next in work {
+        if running.len() == AT_ONCE
+            && let Some(done) = running.join_next().await
+        {
+            each(done??);
+        }
+        running.spawn_local(next);
+    }
+    while let Some(done) = running.join_next().await {
+        each(done??);
+    }
+    Ok(())
+}
+
+async fn segments(store: &dyn Store) -> Result<Vec<SegmentToRead>> {
+    let mut segments = Vec::new();
+    for stream in chain::streams(store).await? {
+        for (_, first) in chain::committed(store, &stream, None).await? {
+            let entry = chain::entry(store, &stream, first).await?;
+            let entry = entry.context("a committed segment has an entry")?;
+            let (key, size, digest) = (entry.segment, entry.size, entry.digest);
+            segments.push(SegmentToRead { key, size, digest });
+        }
+    }
+    Ok(segments)
+}
+
+async fn open(archive: &str) -> Result<Arc<dyn Store>> {
+    Ok(match S3Options::from_url(archive) {
+        Some(options) => Arc::new(S3Store::connect(options).await?),
+        None => Arc::new(FileStore::open(archive).await?),
+    })
+}
+
+fn run(work: impl Future<Output = Result<()>>) -> Result<()> {
+    let runtime = tokio::runtime::Runtime::new()?;
+    tokio::task::LocalSet::new().block_on(&runtime, work)
+}
