@@ -178,6 +178,10 @@ impl Sink for AmqpSink {
     }
 
     async fn state(&mut self) -> Result<TargetState, BusError> {
+        // A connection that ended while it was blocked stays so, and nothing else would tell.
+        if self.publisher.has_ended() {
+            return Err(self.publisher.reason().await);
+        }
         // A blocked connection takes no question.
         if let Some(queue) = &self.queue
             && !self.publisher.is_blocked()

@@ -48,12 +48,13 @@ mod line;
 
 pub use fields::{Field, FieldMap};
 
-/// Returns the message that a line of JSON is, as an import takes it; `line` is without its end.
+/// Returns the message that a line of JSON is; `line` is without its end. As an import takes it, and
+/// with the line's id and type as `message_id` and `type` where its `properties` have none.
 ///
 /// # Errors
 /// What is wrong with the line, in words.
 pub fn message_of(line: &[u8], fields: &FieldMap) -> Result<Message, String> {
-    line::parse(line, fields).map(line::Parsed::into_message)
+    line::parse(line, fields)?.into_message()
 }
 
 use build::{Building, Finished, Tally};

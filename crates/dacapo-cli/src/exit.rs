@@ -70,6 +70,11 @@ impl Failure {
         Failure { exit: Exit::Damaged, message: message.into() }
     }
 
+    /// Something about a server that does not answer.
+    pub fn unavailable(message: impl Into<String>) -> Self {
+        Failure { exit: Exit::Unavailable, message: message.into() }
+    }
+
     /// Something about an input file.
     pub fn input(message: impl Into<String>) -> Self {
         Failure { exit: Exit::Input, message: message.into() }

@@ -135,6 +135,46 @@ fn what_is_no_event_ends_it_with_its_line_and_what_was_before_is_confirmed() {
     }
 }
 
+#[test]
+fn a_lines_id_arrives_whatever_else_its_properties_say() {
+    let platform = Platform::new();
+    let queue = platform.service("service");
+    let line = |id: &str| {
+        let line = json!({
+            "id": id, "type": "order.placed", "exchange": platform.exchange, "routing_key": "k",
+            "properties": { "content_type": "text/plain" }, "body": "x",
+        });
+        format!("{line}\r\n")
+    };
+    // As a tool on another system writes it.
+    let text = format!("\u{feff}{}{}", line("order-1"), line("order-2"));
+    let path = platform.dacapo.file("events.ndjson", text).display().to_string();
+    assert_eq!(platform.dacapo.json(["emit", "--json", &path])["confirmed"], 2);
+    for (message, id) in queue.take(9).iter().zip(["order-1", "order-2"]) {
+        let properties = &message["properties"];
+        assert_eq!(properties["message_id"], id, "{message}");
+        assert_eq!(properties["type"], "order.placed", "{message}");
+        assert_eq!(properties["content_type"], "text/plain", "{message}");
+    }
+    let path = platform.dacapo.file("long.ndjson", line(&"x".repeat(300))).display().to_string();
+    platform.dacapo.run(["emit", &path]).check(9);
+}
+
+#[test]
+fn an_event_that_cannot_be_sent_is_named_and_those_before_it_are_confirmed() {
+    let platform = Platform::new();
+    let queue = platform.service("service");
+    let good = fs::read_to_string(file(&platform, 0..2)).unwrap();
+    let bad = json!({ "headers": { "h": "x".repeat(200_000) }, "exchange": platform.exchange });
+    let path = platform.dacapo.file("bad.ndjson", format!("{good}{bad}\n{good}"));
+    let output = platform.dacapo.run(["emit".as_ref(), path.as_os_str()]);
+    output.check(5);
+    for words in ["event 3 was not sent", "frame_max", "--skip 2"] {
+        assert!(output.stderr.contains(words), "{words}: {output:?}");
+    }
+    assert_eq!(queue.take(9).len(), 2);
+}
+
 /// Its archiver would take it for what it has already.
 #[test]
 fn a_message_that_is_marked_as_a_replay_is_not_emitted() {

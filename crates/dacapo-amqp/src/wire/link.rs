@@ -234,6 +234,11 @@ impl Link {
         Poll::Pending
     }
 
+    /// Returns whether nothing waits to be written, and the stream holds nothing back.
+    pub(crate) fn is_all_written(&self) -> bool {
+        self.outbox.bytes().is_empty() && !self.unflushed
+    }
+
     /// Returns the next frame that has arrived whole.
     pub(crate) fn arrived(&mut self) -> Result<Option<Frame>, BusError> {
         self.inbox.next().map_err(|Malformed| self.garbled())

@@ -5,8 +5,8 @@
 //! each of which is bounded. What is sent and not answered for is bounded by the caller, as the
 //! trait says; of it the thread copies one write at a time.
 //!
-//! Invariant: what was not written when the publisher is dropped is never written, so that nothing
-//! of it arrives after what is sent again over another connection.
+//! Invariant: what was not written when the publisher is dropped is never written. What the
+//! operating system took by then may still arrive: whoever sends it again counts it as a repeat.
 
 mod answers;
 mod core;
@@ -64,6 +64,8 @@ pub(crate) struct Publisher {
     standing: watch::Receiver<Standing>,
     /// Absent once it was heard.
     ended: Option<oneshot::Receiver<Ended>>,
+    /// Outcomes that were known at the end, until they are taken.
+    late: Vec<Outcome>,
     /// Why it ended, until that is told.
     error: Option<BusError>,
     pub(crate) peer: String,
@@ -98,6 +100,7 @@ impl Publisher {
             outcomes,
             standing,
             ended: Some(ended),
+            late: Vec::new(),
             error: None,
             peer,
             frame_max,
@@ -114,14 +117,16 @@ impl Publisher {
         Ok(())
     }
 
-    /// Waits for the next outcomes. Cancel-safe.
+    /// Waits for the next outcomes; those that were known before the connection ended come before
+    /// the error, whoever heard of the end first. Cancel-safe.
     pub(crate) async fn outcomes(&mut self) -> Result<Vec<Outcome>, BusError> {
-        match self.outcomes.recv().await {
-            Some(outcomes) => Ok(outcomes),
-            None => match self.last_outcomes().await {
-                outcomes if outcomes.is_empty() => Err(self.reason().await),
-                outcomes => Ok(outcomes),
-            },
+        if let Some(outcomes) = self.outcomes.recv().await {
+            return Ok(outcomes);
+        }
+        self.hear_end().await;
+        match std::mem::take(&mut self.late) {
+            late if late.is_empty() => Err(self.reason().await),
+            late => Ok(late),
         }
     }
 
@@ -144,6 +149,11 @@ impl Publisher {
         }
     }
 
+    /// Returns whether the connection has ended; [`Publisher::reason`] says why.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.standing.has_changed().is_err()
+    }
+
     pub(crate) fn is_blocked(&self) -> bool {
         *self.standing.borrow() == Standing::Blocked
     }
@@ -152,7 +162,7 @@ impl Publisher {
     pub(crate) async fn close(&mut self) {
         let closing = async {
             if self.orders.send(Order::Close).await.is_ok() {
-                drop(self.last_outcomes().await);
+                self.hear_end().await;
             }
         };
         if tokio::time::timeout(CLOSE_DEADLINE, closing).await.is_err() {
@@ -160,25 +170,21 @@ impl Publisher {
         }
     }
 
-    /// Waits for the end, and returns outcomes that nobody took before it.
-    async fn last_outcomes(&mut self) -> Vec<Outcome> {
-        let Some(ended) = &mut self.ended else { return Vec::new() };
-        let ended = ended.await;
-        self.ended = None;
-        match ended {
-            Ok(Ended { settled, error }) => {
-                self.error = Some(error);
-                settled
-            }
-            // It panicked.
-            Err(_) => Vec::new(),
+    /// Waits for the end. Cancel-safe.
+    async fn hear_end(&mut self) {
+        let Some(ended) = &mut self.ended else { return };
+        // It is dropped if the thread panicked.
+        if let Ok(Ended { settled, error }) = ended.await {
+            self.late = settled;
+            self.error = Some(error);
         }
+        self.ended = None;
     }
 
     /// Waits for the end, and returns why it came.
-    async fn reason(&mut self) -> BusError {
-        drop(self.last_outcomes().await);
-        self.error.take().unwrap_or_else(|| lost(&self.peer, "its thread ended"))
+    pub(crate) async fn reason(&mut self) -> BusError {
+        self.hear_end().await;
+        self.error.take().unwrap_or_else(|| lost(&self.peer, "its connection has ended"))
     }
 }
 
@@ -233,7 +239,7 @@ impl Pump {
             tracing::debug!(%error, "not closed in order");
         }
         // What is not written yet must never be; the broker notices an end without a close.
-        let whole = self.link.outbox.bytes().is_empty();
+        let whole = self.link.is_all_written();
         let orderly = match ended {
             Ok(Done::Dropped) => whole,
             // The broker closed the channel, perhaps, and the connection is left.
@@ -316,3 +322,6 @@ async fn at(due: Option<Instant>) {
         None => std::future::pending().await,
     }
 }
+
+#[cfg(test)]
+mod tests;

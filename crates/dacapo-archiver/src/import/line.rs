@@ -74,9 +74,22 @@ pub(super) fn parse(line: &[u8], fields: &FieldMap) -> Result<Parsed, Problem> {
 }
 
 impl Parsed {
-    /// Returns the message alone.
-    pub(super) fn into_message(self) -> Message {
-        self.message
+    /// Returns the message alone; what the line says of the event is in its properties, unless
+    /// those say something themselves.
+    pub(super) fn into_message(self) -> Result<Message, Problem> {
+        let Parsed { id, kind, mut message, .. } = self;
+        let short = |text: String| {
+            ShortStr::try_from(&*text)
+                .map_err(|error| format!("`{text}` is no AMQP property: {error}"))
+        };
+        let properties = &mut message.properties;
+        if let (None, Some(id)) = (&properties.message_id, id) {
+            properties.message_id = Some(short(id)?);
+        }
+        if let (None, Some(kind)) = (&properties.kind, kind) {
+            properties.kind = Some(short(kind)?);
+        }
+        Ok(message)
     }
 
     /// Returns the event at its place in the stream, filling in what the line did not say.

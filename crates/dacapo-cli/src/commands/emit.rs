@@ -1,15 +1,15 @@
 //! `dacapo emit`: new events, as an operator triggers what services do; each is confirmed.
 
-use std::collections::VecDeque;
+mod emission;
+
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 
-use anyhow::Context;
 use bytes::Bytes;
 use dacapo_amqp::{AmqpConnect, AmqpTarget};
 use dacapo_archiver::import::{FieldMap, LINE_BYTES_MAX, message_of};
-use dacapo_bus::{Connect, Outcome, Sink};
+use dacapo_bus::Connect;
 use dacapo_event::{
     DeliveryMode, FieldTable, FieldValue, Message, Properties, ShortStr, Timestamp, marking, ndjson,
 };
@@ -18,6 +18,7 @@ use serde_json::json;
 use tokio::sync::mpsc;
 use uuid::Uuid;
 
+use self::emission::{Emission, Numbered, Progress};
 use super::import::{field_map, is_stdin};
 use crate::args::{EmitArgs, read_bounded, read_descriptor_set};
 use crate::exit::{Exit, Failure};
@@ -27,12 +28,14 @@ use crate::progress::Steps;
 use crate::settings::Settings;
 use crate::signals::Signals;
 
-/// Events handed to the broker together.
-const BATCH: usize = 64;
+/// Events that are read ahead: each may be as large as any.
+const AHEAD: usize = 2;
 
-/// Events without a confirm at the most: also how many may have been published past the one that an
-/// error names.
-const WINDOW: usize = 512;
+/// What some editors and tools put at the start of a file.
+const BOM: &[u8] = b"\xef\xbb\xbf";
+
+/// The media type of bodies that are JSON.
+const JSON: &str = "application/json";
 
 /// Bytes of one body: RabbitMQ takes 16 MiB by default, and more where it is told to.
 const BODY_BYTES_MAX: u64 = 512 * 1024 * 1024;
@@ -51,7 +54,7 @@ pub async fn run(args: &EmitArgs, settings: &Settings, output: &Output) -> anyho
             .transpose()?,
         encoder,
     };
-    let (events, numbered) = mpsc::channel(BATCH);
+    let (events, numbered) = mpsc::channel(AHEAD);
     match &args.file {
         None => {
             let message = shape.complete(one(args, settings.now())?).map_err(Failure::usage)?;
@@ -71,12 +74,9 @@ pub async fn run(args: &EmitArgs, settings: &Settings, output: &Output) -> anyho
     }
     match args.dry_run {
         true => show(numbered, output).await,
-        false => publish(numbered, args.skip, settings, output).await,
+        false => publish(numbered, args, settings, output).await,
     }
 }
-
-/// An event, and its number in the input from 1 on; or why there is none.
-type Numbered = anyhow::Result<(u64, Message)>;
 
 /// What the flags say of every event.
 struct Shape {
@@ -99,10 +99,14 @@ impl Shape {
         if let Some(routing_key) = &self.routing_key {
             message.routing_key = routing_key.clone();
         }
+        let properties = &mut message.properties;
         if let Some(encoder) = &self.encoder {
             message.body = encoder.encode(&message.body)?;
+            // What a line says of the JSON in it.
+            if properties.content_type.as_ref().is_none_or(|kind| kind.as_str() == Some(JSON)) {
+                properties.content_type = Some(ShortStr::from_static("application/x-protobuf"));
+            }
         }
-        let properties = &mut message.properties;
         properties.message_id.get_or_insert_with(|| {
             ShortStr::try_from(&*Uuid::now_v7().to_string()).expect("36 characters fit")
         });
@@ -119,11 +123,7 @@ fn one(args: &EmitArgs, now: Timestamp) -> anyhow::Result<Message> {
         None => Bytes::copy_from_slice(body.as_bytes()),
     };
     let is_json = || serde_json::from_slice::<serde::de::IgnoredAny>(&body).is_ok();
-    let content_type = match (&args.content_type, &args.descriptor_set) {
-        (Some(given), _) => Some(given.as_str()),
-        (None, Some(_)) => Some("application/x-protobuf"),
-        (None, None) => is_json().then_some("application/json"),
-    };
+    let content_type = args.content_type.as_deref().or_else(|| is_json().then_some(JSON));
     let mut headers = FieldTable::new();
     for header in &args.headers {
         let (name, value) = header
@@ -178,6 +178,9 @@ impl Lines {
                 return Ok(None);
             }
             self.line += 1;
+            if self.line == 1 && line.starts_with(BOM) {
+                line.drain(..BOM.len());
+            }
             if line.len() > LINE_BYTES_MAX {
                 return Err(self.problem("it is longer than any event may be").into());
             }
@@ -239,26 +242,46 @@ async fn show(mut events: mpsc::Receiver<Numbered>, output: &Output) -> anyhow::
 
 async fn publish(
     events: mpsc::Receiver<Numbered>,
-    skipped: u64,
+    args: &EmitArgs,
     settings: &Settings,
     output: &Output,
 ) -> anyhow::Result<Exit> {
     let broker = settings.broker("dacapo emit")?;
-    let mut signals = Signals::take()?;
     let sink = AmqpConnect { broker, target: AmqpTarget::Original }.open().await?;
-    let mut emission = Emission { sink, unanswered: VecDeque::new(), confirmed: 0 };
+    let mut signals = Signals::take()?;
+    let mut emission = Emission::new(sink, settings.memory.window());
     let mut steps = Steps::new(output, "publishing");
+    let show = |progress: Progress| {
+        let remark = if progress.blocked { "the broker blocks publishers" } else { "" };
+        steps.show(progress.confirmed, progress.sent, remark);
+    };
     let ended = tokio::select! {
-        ended = emission.run(events, |confirmed, sent| steps.at(confirmed, sent)) => Some(ended),
+        ended = emission.run(events, show) => Some(ended),
         () = signals.next() => None,
     };
+    if !matches!(ended, Some(Ok(()))) {
+        tokio::select! {
+            () = emission.drain() => {}
+            () = signals.next() => {}
+        }
+    }
     steps.finish();
-    let done = skipped + emission.confirmed;
-    let goes_on =
-        || format!("{done} events of it are confirmed; `--skip {done}` goes on after them");
+    let confirmed = emission.confirmed();
+    let goes_on = || {
+        let done = args.skip + confirmed;
+        match args.file {
+            Some(_) => {
+                format!("{done} events of it are confirmed; `--skip {done}` goes on after them")
+            }
+            None if confirmed == 0 => {
+                "the event is not confirmed, and may have been published".to_owned()
+            }
+            None => "the event is confirmed".to_owned(),
+        }
+    };
     match ended {
         Some(Ok(())) => {}
-        Some(Err(error)) if done == 0 => return Err(error),
+        Some(Err(error)) if confirmed == 0 => return Err(error),
         Some(Err(error)) => return Err(error.context(goes_on())),
         None => {
             output.talk(&format!("interrupted; {}", goes_on()));
@@ -266,83 +289,10 @@ async fn publish(
         }
     }
     emission.sink.close().await?;
-    let confirmed = emission.confirmed;
-    let json = json!({ "confirmed": confirmed, "skipped": skipped });
+    let json = json!({ "confirmed": confirmed, "skipped": args.skip });
     output.result(&json, || {
         let events = if confirmed == 1 { "event" } else { "events" };
         format!("{} {events} published and confirmed\n", format::number(confirmed))
     })?;
     Ok(Exit::Success)
-}
-
-/// Events on their way.
-struct Emission {
-    sink: Box<dyn Sink>,
-    /// Their numbers in the input, oldest first.
-    unanswered: VecDeque<u64>,
-    /// Of all those before the oldest.
-    confirmed: u64,
-}
-
-impl Emission {
-    /// Publishes all events in order, and returns when each is confirmed.
-    async fn run(
-        &mut self,
-        mut events: mpsc::Receiver<Numbered>,
-        mut progress: impl FnMut(u64, u64),
-    ) -> anyhow::Result<()> {
-        let mut ended = None;
-        let mut batch = Vec::with_capacity(BATCH);
-        while ended.is_none() || !self.unanswered.is_empty() {
-            let has_room = ended.is_none() && self.unanswered.len() + BATCH <= WINDOW;
-            tokio::select! {
-                biased;
-                outcomes = self.sink.outcomes(), if !self.unanswered.is_empty() => {
-                    self.settle(outcomes?)?;
-                    progress(self.confirmed, self.confirmed + self.unanswered.len() as u64);
-                }
-                received = events.recv_many(&mut batch, BATCH), if has_room => {
-                    if received == 0 {
-                        ended = Some(Ok(()));
-                    }
-                    let mut messages = Vec::with_capacity(received);
-                    for event in batch.drain(..) {
-                        match event {
-                            Ok((number, message)) => {
-                                messages.push(message);
-                                self.unanswered.push_back(number);
-                            }
-                            // What comes before it is still confirmed.
-                            Err(error) => ended = Some(Err(error)),
-                        }
-                    }
-                    if !messages.is_empty() {
-                        self.sink.send(&messages).await?;
-                    }
-                }
-            }
-        }
-        ended.unwrap_or(Ok(()))
-    }
-
-    fn settle(&mut self, outcomes: Vec<Outcome>) -> anyhow::Result<()> {
-        for outcome in outcomes {
-            let number = self.unanswered.pop_front().context("the broker answered too often")?;
-            let reason = match outcome {
-                Outcome::Confirmed => {
-                    self.confirmed += 1;
-                    continue;
-                }
-                Outcome::Nacked => "it nacked it (a full queue that rejects publishes?)".to_owned(),
-                Outcome::Returned { reason } => {
-                    format!(
-                        "no queue is bound for it ({reason}); check --exchange and --routing-key"
-                    )
-                }
-            };
-            let problem = format!("the broker refused event {number}: {reason}");
-            return Err(Failure::refused(problem).into());
-        }
-        Ok(())
-    }
 }

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 
+use crate::events;
 use crate::timed::{self, Cost};
-use crate::{EVENTS, events};
 
 /// An archive of events of one size, and what it was made of.
 pub(crate) struct Archive {
@@ -14,18 +14,24 @@ pub(crate) struct Archive {
     pub(crate) size: &'static str,
     /// Where all of its files are.
     pub(crate) folder: PathBuf,
+    pub(crate) events: u64,
     /// Of all bodies.
     pub(crate) body_bytes: u64,
 }
 
 impl Archive {
-    pub(crate) fn make(folder: &Path, size: &'static str, body_bytes: usize) -> Result<Self> {
+    pub(crate) fn make(
+        folder: &Path,
+        size: &'static str,
+        events: u64,
+        body_bytes: usize,
+    ) -> Result<Self> {
         let folder = folder.join(size.replace(' ', "-"));
         fs::create_dir_all(&folder)?;
         let key = |number: u64| format!("order-{}", number / 4);
         let input = folder.join("events.ndjson");
-        let body_bytes = events::generate(&input, 0..EVENTS, body_bytes, key)?;
-        let archive = Archive { size, folder, body_bytes };
+        let body_bytes = events::generate(&input, 0..events, body_bytes, key)?;
+        let archive = Archive { size, folder, events, body_bytes };
         archive.import("events.ndjson", &archive.path("archive"))?;
         // Is not a part of whichever command comes first.
         archive.dacapo(&["index", "sync"])?;

@@ -36,14 +36,15 @@ const RUNS: usize = 5;
 type Group = fn(&Archive, usize, &mut Report) -> Result<()>;
 
 /// What `--only` takes.
-const GROUPS: [(&str, Group); 4] = [
+const GROUPS: [(&str, Group); 5] = [
     ("replaying", replaying::measure),
+    ("sizes", replaying::measure_sizes),
     ("reading", reading::measure),
     ("archiving", archiving::measure),
     ("indexing", indexing::measure),
 ];
 
-const USAGE: &str = "usage: bench [--runs N] [--only replaying|reading|archiving|indexing]…";
+const USAGE: &str = "usage: bench [--runs N] [--only replaying|sizes|reading|archiving|indexing]…";
 
 fn main() -> Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -85,7 +86,7 @@ fn bench(runs: usize, only: &[&str]) -> Result<()> {
         std::io::ErrorKind::NotFound => Ok(()),
         _ => Err(error),
     })?;
-    let archive = Archive::make(&folder, "4 KB", 4_000)?;
+    let archive = Archive::make(&folder, "4 KB", EVENTS, 4_000)?;
     let mut report = Report { compression: archive.compression()?, ..Report::default() };
     for (name, measure) in GROUPS {
         if only.is_empty() || only.contains(&name) {

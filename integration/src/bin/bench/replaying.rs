@@ -1,5 +1,7 @@
 //! Replays, beside the reference publisher and at a pace.
 
+use std::path::Path;
+
 use anyhow::{Context, Result};
 use dacapo_integration::reference::arrivals;
 use dacapo_integration::witness::Queue;
@@ -24,10 +26,42 @@ pub(crate) fn measure(large: &Archive, runs: usize, report: &mut Report) -> Resu
     let classic = json!([["x-queue-type", "S", "classic"]]);
     let rate = beside_reference(large, "quorum", &quorum, runs, report)?;
     beside_reference(large, "classic", &classic, runs, report)?;
-    let small = Archive::make(large.folder.parent().context("it is in one")?, "1 KB", 1_000)?;
+    let small = Archive::make(beside(large)?, "1 KB", EVENTS, 1_000)?;
     beside_reference(&small, "quorum", &quorum, runs, report)?;
     starting(large, runs, report)?;
     paced(large, rate, &quorum, report)
+}
+
+/// Sizes of bodies for [`measure_sizes`], and how many events of each are replayed. RabbitMQ keeps
+/// messages of up to 4,096 bytes, properties included, with the queue's own records, and larger ones
+/// apart from them.
+const SIZES: [(&str, u64, usize); 6] = [
+    ("256 B", 200_000, 256),
+    ("3,000 B", 100_000, 3_000),
+    ("4,000 B", 100_000, 4_000),
+    ("4,200 B", 100_000, 4_200),
+    ("64 KB", 10_000, 65_536),
+    ("1 MB", 600, 1_000_000),
+];
+
+/// How the cost grows with the size of events: one pair each, without a bar.
+pub(crate) fn measure_sizes(archive: &Archive, _runs: usize, report: &mut Report) -> Result<()> {
+    let quorum = json!([["x-queue-type", "S", "quorum"]]);
+    for (size, events, body_bytes) in SIZES {
+        let archive = Archive::make(beside(archive)?, size, events, body_bytes)?;
+        let queue = Queue::with_arguments("bench", &quorum);
+        let cost = reference(&archive, &queue)?;
+        report.rows.push(Row { name: format!("reference publisher, {size}"), events, cost });
+        let queue = Queue::with_arguments("bench", &quorum);
+        let cost = archive.dacapo(&["replay", "--to-queue", queue.name()])?;
+        report.rows.push(Row { name: format!("replay, {size}"), events, cost });
+    }
+    Ok(())
+}
+
+/// Where further archives are put.
+fn beside(archive: &Archive) -> Result<&Path> {
+    archive.folder.parent().context("it is in a folder of the bench")
 }
 
 /// Replays against the reference publisher, into queues of one kind. Returns the events a second
@@ -57,7 +91,8 @@ fn beside_reference(
 }
 
 fn reference(archive: &Archive, queue: &Queue) -> Result<crate::timed::Cost> {
-    let (events, bytes) = (EVENTS.to_string(), (archive.body_bytes / EVENTS).to_string());
+    let (events, bytes) = (archive.events, archive.body_bytes / archive.events);
+    let (events, bytes) = (events.to_string(), bytes.to_string());
     let url = dacapo_integration::services::amqp();
     archive.inside(&["publish", &url, queue.name(), &events, &bytes])
 }

@@ -49,7 +49,8 @@ fn a_replay_pauses_while_the_broker_is_short_of_memory() {
     platform.import(EVENTS);
     ask(&url, json!({ "op": "declare_queue", "queue": QUEUE }));
     let watched = ["--metrics", "127.0.0.1:0", "--log", "info"];
-    let pace = ["--to-queue", QUEUE, "--rate", "500", "--window", "50"];
+    // Long enough for `rabbitmqctl`, which takes seconds on a loaded machine.
+    let pace = ["--to-queue", QUEUE, "--rate", "150", "--window", "50"];
     let (replay, _) = platform.start_replay(&[&watched[..], &pace[..]].concat());
     let address = address_of(&replay);
     await_depth(&url, 100);

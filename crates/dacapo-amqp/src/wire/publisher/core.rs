@@ -72,6 +72,7 @@ struct Questions {
 
 struct Returning {
     reason: String,
+    exchange: ShortStr,
     routing_key: ShortStr,
     content: Option<Content>,
 }
@@ -189,7 +190,7 @@ impl Core {
             (QUESTIONS, methods::QUEUE_DECLARE_OK) => {
                 ready(method.arguments).map(|depth| self.questions.answered(depth))
             }
-            (QUESTIONS, methods::CHANNEL_CLOSE) => {
+            (QUESTIONS, methods::CHANNEL_CLOSE) if self.questions.open => {
                 outbox.method(QUESTIONS, methods::CHANNEL_CLOSE_OK, |_| {});
                 self.questions.refused(close_said(&self.peer, method, Doing::Declaring));
                 Ok(())
@@ -280,15 +281,14 @@ impl Returning {
     fn begin(mut from: Bytes) -> Result<Self, Malformed> {
         let code = from.try_get_u16()?;
         let text = take_short(&mut from)?;
-        let _exchange = take_short(&mut from)?;
-        let routing_key = take_short(&mut from)?;
-        Ok(Returning { reason: format!("{code} {text}"), routing_key, content: None })
+        let (exchange, routing_key) = (take_short(&mut from)?, take_short(&mut from)?);
+        Ok(Returning { reason: format!("{code} {text}"), exchange, routing_key, content: None })
     }
 
     fn into_returned(self) -> Option<Returned> {
-        let Returning { reason, routing_key, content } = self;
+        let Returning { reason, exchange, routing_key, content } = self;
         let (properties, _, body) = content?.into_parts();
-        Some(Returned { routing_key, properties, body, reason })
+        Some(Returned { exchange, routing_key, properties, body, reason })
     }
 }
 

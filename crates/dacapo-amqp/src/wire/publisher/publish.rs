@@ -2,12 +2,10 @@
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use dacapo_bus::BusError;
-use dacapo_event::{Message, Properties, ShortStr};
+use dacapo_event::{FieldValue, Message, Properties, ShortStr};
 
 use super::PUBLISHES;
-use crate::wire::frame::{
-    END_BYTES, HEAD_BYTES, HEADER, put_frame, put_method, put_short, take_short,
-};
+use crate::wire::frame::{END_BYTES, HEAD_BYTES, HEADER, put_frame, put_method, put_short};
 use crate::wire::link::methods;
 use crate::wire::properties;
 
@@ -30,6 +28,8 @@ const HEAD_BYTES_USUAL: usize = 640;
 /// sent with.
 #[derive(Debug)]
 pub(crate) struct Publish {
+    exchange: ShortStr,
+    routing_key: ShortStr,
     /// The frames of the method and of the content header.
     head: Bytes,
     body: Bytes,
@@ -38,6 +38,7 @@ pub(crate) struct Publish {
 /// What the broker returned.
 #[derive(Debug, PartialEq)]
 pub(super) struct Returned {
+    pub(super) exchange: ShortStr,
     pub(super) routing_key: ShortStr,
     pub(super) properties: Properties,
     pub(super) body: Bytes,
@@ -50,7 +51,7 @@ pub(super) struct Returned {
 pub(super) enum Likeness {
     /// All but headers that the broker took off (`BCC`).
     Exact,
-    /// Routing key and body: an interceptor of the broker may have changed the rest.
+    /// Exchange, routing key, body and ids: an interceptor of the broker may have changed the rest.
     Near,
 }
 
@@ -94,7 +95,9 @@ impl Publish {
         let encode = |message: &'a Message| {
             let (exchange, routing_key) = address(message);
             put_head(&mut heads, exchange, routing_key, message);
-            Publish { head: heads.split().freeze(), body: message.body.clone() }
+            let (exchange, routing_key) = (exchange.clone(), routing_key.clone());
+            let (head, body) = (heads.split().freeze(), message.body.clone());
+            Publish { exchange, routing_key, head, body }
         };
         messages.iter().map(encode).collect()
     }
@@ -109,29 +112,30 @@ impl Publish {
     }
 
     pub(super) fn is_returned(&self, returned: &Returned, likeness: Likeness) -> bool {
-        if self.body != returned.body {
+        let place = (&self.exchange, &self.routing_key, &self.body);
+        if place != (&returned.exchange, &returned.routing_key, &returned.body) {
             return false;
         }
-        let (routing_key, properties) = self.sent();
-        routing_key == returned.routing_key
-            && (likeness == Likeness::Near || agrees(&properties, &returned.properties))
+        let mut sent = self.properties();
+        match likeness {
+            Likeness::Exact => {
+                sent == returned.properties || {
+                    take_bcc(&mut sent);
+                    sent == returned.properties
+                }
+            }
+            Likeness::Near => ids_of(&sent) == ids_of(&returned.properties),
+        }
     }
 
-    /// Returns the routing key and the properties that were sent.
-    fn sent(&self) -> (ShortStr, Properties) {
+    /// Returns the properties that were sent.
+    fn properties(&self) -> Properties {
+        // Class, method, a reserved field, the names with their lengths, and the bits.
+        let method = 4 + 2 + self.exchange.as_bytes().len() + self.routing_key.as_bytes().len() + 3;
         let mut from = self.head.clone();
-        let mut short = |skipped: usize| {
-            from.advance(skipped);
-            take_short(&mut from).expect("we wrote it")
-        };
-        // Class, method and a reserved field come before the exchange.
-        let _exchange = short(HEAD_BYTES + 6);
-        let routing_key = short(0);
-        // The bits, the end of the frame, and the next one's head.
-        from.advance(1 + END_BYTES + HEAD_BYTES + CONTENT_BYTES);
+        from.advance(HEAD_BYTES + method + END_BYTES + HEAD_BYTES + CONTENT_BYTES);
         from.truncate(from.len() - END_BYTES);
-        let (properties, _) = properties::decode(from);
-        (routing_key, properties)
+        properties::decode(from).0
     }
 }
 
@@ -155,13 +159,16 @@ fn put_head(to: &mut BytesMut, exchange: &ShortStr, routing_key: &ShortStr, mess
     });
 }
 
-/// Returns whether `returned` holds nothing that was not sent.
-fn agrees(sent: &Properties, returned: &Properties) -> bool {
-    let headers = returned.headers.iter().flat_map(|headers| headers.iter());
-    let sent_headers = || sent.headers.iter().flat_map(|headers| headers.iter());
-    let within = headers.into_iter().all(|field| sent_headers().any(|sent| sent == field));
-    let without = |properties: &Properties| Properties { headers: None, ..properties.clone() };
-    within && without(sent) == without(returned)
+/// Takes off what RabbitMQ takes off. A table with nothing else in it stays, empty.
+fn take_bcc(properties: &mut Properties) {
+    if let Some(headers) = &mut properties.headers {
+        headers.remove("BCC");
+    }
+}
+
+/// Returns what tells one event from another: every replayed message has the second.
+fn ids_of(properties: &Properties) -> (Option<&ShortStr>, Option<&FieldValue>) {
+    (properties.message_id.as_ref(), properties.header("x-dacapo-event-id"))
 }
 
 #[cfg(test)]

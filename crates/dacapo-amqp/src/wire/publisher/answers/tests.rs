@@ -33,6 +33,7 @@ impl Sending {
 
     fn come_back(&mut self, body: &'static str) -> Result<(), Unfit> {
         self.0.returned(&Returned {
+            exchange: ShortStr::default(),
             routing_key: ShortStr::from_static("k"),
             properties: Properties::default(),
             body: Bytes::from_static(body.as_bytes()),

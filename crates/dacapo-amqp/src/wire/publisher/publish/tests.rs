@@ -31,8 +31,8 @@ fn publish(message: &Message) -> Publish {
 }
 
 fn returned(message: &Message) -> Returned {
-    let Message { routing_key, properties, body, .. } = message.clone();
-    Returned { routing_key, properties, body, reason: "312 NO_ROUTE".to_owned() }
+    let Message { exchange, routing_key, properties, body } = message.clone();
+    Returned { exchange, routing_key, properties, body, reason: "312 NO_ROUTE".to_owned() }
 }
 
 #[test]
@@ -64,7 +64,13 @@ fn a_return_is_of_what_was_sent_whatever_the_broker_took_off_or_added() {
     check(&sent, &other_body, false, false);
     let mut other_id = sent.clone();
     other_id.properties.message_id = Some(short("m-2"));
-    check(&sent, &other_id, false, true);
+    check(&sent, &other_id, false, false);
+    let other_exchange = Message { exchange: short("stock"), ..sent.clone() };
+    check(&sent, &other_exchange, false, false);
+    // Not all of what was sent is another message.
+    check(&message(&[("x", "1"), ("y", "2")]), &message(&[("x", "1")]), false, true);
+    let of = |id| message(&[("x-dacapo-event-id", id)]);
+    check(&of("e-1"), &of("e-2"), false, false);
 }
 
 #[test]
