@@ -4,6 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use dacapo_event::topic;
 
+pub mod routing;
+
 /// A node of a broker.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Node {
@@ -50,7 +52,9 @@ pub enum ExchangeKind {
     Fanout,
     /// The binding's key is a pattern.
     Topic,
-    /// By something else (headers, a plugin); anything may be routed anywhere.
+    /// The binding's arguments ask for headers.
+    Headers,
+    /// By something else (a plugin); anything may be routed anywhere.
     #[default]
     Other,
 }
@@ -131,6 +135,44 @@ pub struct Binding {
     pub destination: Destination,
     /// What it is bound with.
     pub routing_key: String,
+    /// What its arguments ask for, if the source is a headers exchange.
+    pub headers: HeadersAsked,
+}
+
+/// What a binding of a headers exchange asks of a message.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct HeadersAsked {
+    /// How many of the headers must be as asked for.
+    pub matching: Matching,
+    /// The headers, by name; those that are not to be compared are left out.
+    pub fields: BTreeMap<String, HeaderAsked>,
+}
+
+/// How many of the headers that a binding asks for a message must have.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Matching {
+    /// All of them; none asked for is all.
+    #[default]
+    All,
+    /// At least one.
+    Any,
+}
+
+/// What a binding asks of one header.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum HeaderAsked {
+    /// That it is there.
+    Present,
+    /// That it is there, or that it is the text `undefined`: RabbitMQ 3.10 writes both alike.
+    PresentOrUndefined,
+    /// This text.
+    Text(String),
+    /// This truth value.
+    Boolean(bool),
+    /// This number; of which type is not known.
+    Integer(i64),
+    /// A value that cannot be compared here.
+    Other,
 }
 
 /// Where a binding leads.
@@ -142,6 +184,17 @@ pub enum Destination {
     Exchange(String),
 }
 
+/// Who consumes a queue.
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Consumer {
+    /// The queue.
+    pub queue: String,
+    /// The consumer's tag.
+    pub tag: String,
+    /// The name of its connection, where that is told.
+    pub connection: Option<String>,
+}
+
 /// Returns the name of the queue in which an archiver's `queue` parks what it may not keep.
 pub fn parked_queue(queue: &str) -> String {
     format!("{queue}.parked")
@@ -151,8 +204,9 @@ impl Topology {
     /// Returns the queues that a message published to an exchange can reach, over bindings between
     /// exchanges and over alternate exchanges; without a routing key: with any.
     ///
-    /// More than there are, rather than less: an exchange of unknown kind routes everything. Only of
-    /// the default exchange nothing is known without a routing key.
+    /// More than there are, rather than less: an exchange of unknown kind routes everything, and so does
+    /// one that looks at headers. Only of the default exchange nothing is known without a routing key.
+    /// What one message reaches, [`routing`] tells.
     pub fn reached(&self, exchange: &str, routing_key: Option<&str>) -> BTreeSet<&str> {
         self.walk(exchange, routing_key).queues
     }
@@ -181,7 +235,8 @@ impl Topology {
                 if !exchange.kind.takes(&binding.routing_key, routing_key) {
                     continue;
                 }
-                routed = true;
+                // Of what cannot be told it may route nothing, too.
+                routed |= !matches!(exchange.kind, ExchangeKind::Headers | ExchangeKind::Other);
                 match &binding.destination {
                     Destination::Queue(queue) => drop(reached.queues.insert(queue)),
                     Destination::Exchange(exchange) => left.push(exchange),
@@ -224,7 +279,8 @@ impl ExchangeKind {
     /// whether it may.
     fn takes(self, binding: &str, routing_key: Option<&str>) -> bool {
         match (self, routing_key) {
-            (_, None) | (ExchangeKind::Fanout | ExchangeKind::Other, _) => true,
+            (_, None) => true,
+            (ExchangeKind::Fanout | ExchangeKind::Headers | ExchangeKind::Other, _) => true,
             (ExchangeKind::Direct, Some(key)) => binding == key,
             (ExchangeKind::Topic, Some(key)) => topic::matches(binding.as_bytes(), key.as_bytes()),
         }
@@ -242,7 +298,8 @@ mod tests {
     }
 
     fn binding(source: &str, routing_key: &str, destination: Destination) -> Binding {
-        Binding { source: source.to_owned(), destination, routing_key: routing_key.to_owned() }
+        let (source, routing_key) = (source.to_owned(), routing_key.to_owned());
+        Binding { source, destination, routing_key, headers: HeadersAsked::default() }
     }
 
     /// `direct` → a (k), b (l) · `topic` → c (order.#), `fanout` (order.*) · `fanout` → d, `topic` ·

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use dacapo_bus::broker::{
-    Binding, DeadLetter, Destination, Exchange, ExchangeKind, Imposed, Overflow, Queue, Setting,
-    Topology, parked_queue,
+    Binding, Consumer, DeadLetter, Destination, Exchange, ExchangeKind, HeaderAsked, HeadersAsked,
+    Imposed, Matching, Overflow, Queue, Setting, Topology, parked_queue,
 };
 use dacapo_event::percent::encode;
 use serde_json::Value;
@@ -17,7 +17,8 @@ use crate::{Management, ManagementError};
 // which a queue of the last seconds does not have yet; policies are matched here instead.
 const QUEUES: &str = "columns=name,arguments,auto_delete,message_bytes,type";
 const EXCHANGES: &str = "columns=name,type,arguments";
-const BINDINGS: &str = "columns=source,destination,destination_type,routing_key";
+const BINDINGS: &str = "columns=source,destination,destination_type,routing_key,arguments";
+const CONSUMERS: &str = "columns=queue.name,consumer_tag,channel_details.connection_name";
 
 impl Management {
     /// Returns what is in a virtual host; the user needs the tag `monitoring` and access to it.
@@ -43,6 +44,18 @@ impl Management {
             exchanges: exchanges.ok_or_else(strange("exchanges", "it is no list of exchanges"))?,
             bindings: bindings.ok_or_else(strange("bindings", "it is no list of bindings"))?,
         })
+    }
+
+    /// Returns who consumes the queues of a virtual host; the user needs the tag `monitoring` and access
+    /// to it.
+    ///
+    /// # Errors
+    /// No connection or no answer in time, the account refused, an answer of another form or of more
+    /// than 16 MiB. Cancel-safe.
+    pub async fn consumers(&self, vhost: &str) -> Result<Vec<Consumer>, ManagementError> {
+        let consumers = self.list("consumers", vhost, CONSUMERS).await?;
+        let consumers: Option<Vec<Consumer>> = consumers.iter().map(read_consumer).collect();
+        consumers.ok_or_else(|| self.strange("consumers", "it is no list of consumers"))
     }
 
     /// Returns what policies set on quorum queues of these names, whether they are there or not;
@@ -162,6 +175,7 @@ fn read_exchange(json: &Value, policies: &Policies) -> Option<(String, Exchange)
         "direct" => ExchangeKind::Direct,
         "fanout" => ExchangeKind::Fanout,
         "topic" => ExchangeKind::Topic,
+        "headers" => ExchangeKind::Headers,
         _ => ExchangeKind::Other,
     };
     let argument = json["arguments"]["alternate-exchange"].as_str();
@@ -184,6 +198,45 @@ fn read_binding(json: &Value) -> Option<Binding> {
             _ => Destination::Exchange(destination),
         },
         routing_key: json["routing_key"].as_str()?.to_owned(),
+        headers: read_headers(&json["arguments"]),
+    })
+}
+
+/// As RabbitMQ's headers exchange reads the arguments of a binding: names that begin with `x-` are its
+/// own, unless it is told otherwise.
+fn read_headers(arguments: &Value) -> HeadersAsked {
+    let x_match = arguments["x-match"].as_str().unwrap_or("all");
+    let with_x = x_match.ends_with("-with-x");
+    let compared = |name: &str| name != "x-match" && (with_x || !name.starts_with("x-"));
+    let arguments = arguments.as_object().into_iter().flatten();
+    HeadersAsked {
+        matching: match x_match {
+            "any" | "any-with-x" => Matching::Any,
+            _ => Matching::All,
+        },
+        fields: arguments
+            .filter(|(name, _)| compared(name))
+            .map(|(name, value)| (name.clone(), read_header(value)))
+            .collect(),
+    }
+}
+
+fn read_header(value: &Value) -> HeaderAsked {
+    match value {
+        Value::Null => HeaderAsked::Present,
+        Value::String(text) if text == "undefined" => HeaderAsked::PresentOrUndefined,
+        Value::String(text) => HeaderAsked::Text(text.clone()),
+        Value::Bool(value) => HeaderAsked::Boolean(*value),
+        Value::Number(number) => number.as_i64().map_or(HeaderAsked::Other, HeaderAsked::Integer),
+        Value::Array(_) | Value::Object(_) => HeaderAsked::Other,
+    }
+}
+
+fn read_consumer(json: &Value) -> Option<Consumer> {
+    Some(Consumer {
+        queue: json["queue"]["name"].as_str()?.to_owned(),
+        tag: json["consumer_tag"].as_str()?.to_owned(),
+        connection: json["channel_details"]["connection_name"].as_str().map(str::to_owned),
     })
 }
 
@@ -301,5 +354,48 @@ mod tests {
         assert_eq!(read_binding(&json!({ "source": "shop" })), None);
         assert_eq!(binding("queue"), Destination::Queue("d".to_owned()));
         assert_eq!(binding("exchange"), Destination::Exchange("d".to_owned()));
+    }
+
+    #[test]
+    fn a_binding_of_a_headers_exchange_asks_for_what_its_arguments_say() {
+        let read = |arguments: Value| {
+            let HeadersAsked { matching, fields } = read_headers(&arguments);
+            (matching, fields.into_iter().collect::<Vec<_>>())
+        };
+        let text = |name: &str, text: &str| (name.to_owned(), HeaderAsked::Text(text.to_owned()));
+        assert_eq!(read(json!({})), (Matching::All, Vec::new()));
+        let arguments = |x_match: &str| json!({ "x-match": x_match, "x-own": "1", "to": "eu" });
+        assert_eq!(read(arguments("all")), (Matching::All, vec![text("to", "eu")]));
+        assert_eq!(read(arguments("any")), (Matching::Any, vec![text("to", "eu")]));
+        let both = vec![text("to", "eu"), text("x-own", "1")];
+        assert_eq!(read(arguments("all-with-x")), (Matching::All, both.clone()));
+        assert_eq!(read(arguments("any-with-x")), (Matching::Any, both));
+        let kinds = read(json!({ "a": null, "b": true, "c": 7, "d": 1.5, "e": ["x"],
+                                "f": "undefined" }))
+        .1;
+        let kinds: Vec<HeaderAsked> = kinds.into_iter().map(|(_, asked)| asked).collect();
+        let expected = [
+            HeaderAsked::Present,
+            HeaderAsked::Boolean(true),
+            HeaderAsked::Integer(7),
+            HeaderAsked::Other,
+            HeaderAsked::Other,
+            HeaderAsked::PresentOrUndefined,
+        ];
+        assert_eq!(kinds, expected);
+    }
+
+    #[test]
+    fn a_consumer_is_known_by_its_queue_and_tag() {
+        let named = json!({ "queue": { "name": "orders" }, "consumer_tag": "ctag-1",
+                            "channel_details": { "connection_name": "10.0.0.1:5000" } });
+        let consumer = read_consumer(&named).unwrap();
+        assert_eq!((consumer.queue.as_str(), consumer.tag.as_str()), ("orders", "ctag-1"));
+        assert_eq!(consumer.connection.as_deref(), Some("10.0.0.1:5000"));
+        // A channel that has just gone has no details.
+        let gone = json!({ "queue": { "name": "orders" }, "consumer_tag": "c",
+                           "channel_details": [] });
+        assert_eq!(read_consumer(&gone).unwrap().connection, None);
+        assert_eq!(read_consumer(&json!({ "queue": {} })), None);
     }
 }

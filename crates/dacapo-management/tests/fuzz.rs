@@ -70,6 +70,7 @@ fn answers_are_refused_or_read() {
         block_on(async {
             drop(management.nodes().await);
             drop(management.topology("/").await);
+            drop(management.consumers("/").await);
             drop(management.imposed("/", ["q", "q.parked"]).await);
             if let Ok(kept) = management.definitions("/").await {
                 assert_eq!(management.definitions("/").await.unwrap(), kept);

@@ -1,7 +1,8 @@
 //! Each finding from facts that are made up.
 
 use dacapo_bus::broker::{
-    Binding, DeadLetter, Destination, Exchange, ExchangeKind, Overflow, Queue, Setting,
+    Binding, DeadLetter, Destination, Exchange, ExchangeKind, HeadersAsked, Overflow, Queue,
+    Setting,
 };
 
 use super::*;
@@ -40,6 +41,7 @@ fn binding(source: &str, routing_key: &str, queue: &str) -> Binding {
         source: source.to_owned(),
         destination: Destination::Queue(queue.to_owned()),
         routing_key: routing_key.to_owned(),
+        headers: HeadersAsked::default(),
     }
 }
 
