@@ -1,7 +1,7 @@
 //! Request → survey → plan → run → journal → receipt.
 //!
 //! What lives here: bringing the index up to date ([`sync`]), reading selected events in
-//! order ([`scan`], [`merge`]), deciding ([`plan`] and [`preflight`], pure), doing ([`run`]), and remembering
+//! order ([`scan`], [`merge`]), deciding ([`plan`], [`preflight`] and [`blast`], pure), doing ([`run`]), and remembering
 //! ([`state`], [`journal`], [`receipt`]). What does not: what a broker is, how bytes are
 //! stored, anything printed.
 //!
@@ -10,6 +10,7 @@
 
 mod error;
 
+pub mod blast;
 pub mod export;
 pub mod journal;
 pub mod merge;

@@ -9,6 +9,7 @@ use dacapo_archive::Segment;
 use dacapo_archive::store::ObjectKey;
 use dacapo_event::{Digest, Hasher, Sequence, StreamName, Timestamp};
 
+use crate::blast::BlastRadius;
 use crate::merge::StreamToRead;
 use crate::preflight::Preflight;
 use crate::request::Request;
@@ -65,6 +66,8 @@ pub struct Plan {
     pub target: TargetFacts,
     /// What spoke against the target; nothing was looked at until someone did.
     pub preflight: Preflight,
+    /// Which queues it reaches, if it goes to exchanges and someone looked.
+    pub blast_radius: Option<BlastRadius>,
     /// When the plan was made.
     pub made_at: Timestamp,
 }
@@ -134,6 +137,7 @@ pub fn plan(request: Request, survey: Survey) -> Plan {
         exchanges_exact: survey.exchanges_exact,
         target: survey.target,
         preflight: Preflight::default(),
+        blast_radius: None,
         made_at: survey.now,
         request,
     }

@@ -24,6 +24,7 @@ use crate::plan::{Plan, PlannedSegment};
 use crate::request::{Request, Target};
 use crate::survey::{Gap, TargetFacts};
 
+mod blast;
 mod preflight;
 mod wire;
 
@@ -35,9 +36,10 @@ pub const PLAN_BYTES_MAX: u64 = 256 * 1024 * 1024;
 
 /// Returns the plan as one JSON object.
 pub fn to_json(plan: &Plan) -> Value {
+    let hash = plan.hash();
     let json = PlanJson {
         format: PLAN_FORMAT,
-        plan: plan.hash().to_string(),
+        plan: hash.to_string(),
         events: plan.events,
         exact: plan.exact,
         by_type: plan.by_type.clone(),
@@ -62,6 +64,7 @@ pub fn to_json(plan: &Plan) -> Value {
         exchanges: plan.exchanges.clone(),
         exchanges_exact: plan.exchanges_exact,
         preflight: preflight::to_wire(&plan.preflight),
+        blast_radius: plan.blast_radius.as_ref().map(|blast| blast::to_wire(blast, &hash)),
         archive: plan.archive.clone(),
         made_at: plan.made_at.to_string(),
         request: request_json(&plan.request),
@@ -124,6 +127,7 @@ pub fn from_json(path: &str, text: &[u8]) -> Result<Plan, EngineError> {
         exchanges: json.exchanges,
         exchanges_exact: json.exchanges_exact,
         preflight: preflight::from_wire(&parse, json.preflight)?,
+        blast_radius: json.blast_radius.map(|blast| blast::from_wire(&parse, blast)).transpose()?,
         made_at: parse.text(&json.made_at)?,
     };
     if plan.hash().to_string() != json.plan {

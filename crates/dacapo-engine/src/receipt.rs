@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 
+use crate::blast::Approval;
 use crate::journal::{Counts, Phase, Standing};
 use crate::plan::Plan;
 use crate::preflight::Check;
@@ -35,6 +36,8 @@ pub struct Receipt {
     pub target: String,
     /// Checks of the target that found something, and that the operator overrode.
     pub overridden: Vec<String>,
+    /// That its operator approved of more than one queue, if that was asked.
+    pub approval: Option<Approval>,
     /// The event that was refused and why, if one was.
     pub refusal: Option<String>,
 }
@@ -62,6 +65,7 @@ impl Receipt {
             plan: plan.hash().to_string(),
             target: plan.request.target.to_string(),
             overridden: plan.preflight.overridden().iter().map(Check::to_string).collect(),
+            approval: plan.blast_radius.as_ref().and_then(|blast| blast.approval.clone()),
             refusal: None,
         }
     }
@@ -95,6 +99,9 @@ impl Receipt {
             "target": self.target,
             "plan": self.plan,
             "overridden": self.overridden,
+            "approval": self.approval.as_ref().map(|approval| {
+                json!({ "hash": approval.hash.to_string(), "by": approval.by.as_str() })
+            }),
             "refusal": self.refusal,
         })
     }

@@ -123,13 +123,17 @@ impl Scan {
     }
 
     /// Returns how many events are selected, reading bodies only if the selection needs them;
-    /// calls `each` with every one (its body is blank if it was not needed).
+    /// calls `each` with every one, of which the type, the time and `columns` are as they were; the
+    /// rest may be blank.
     ///
     /// # Errors
     /// As [`Scan::next`].
-    pub async fn count(mut self, mut each: impl FnMut(&Event)) -> Result<u64, EngineError> {
-        // What a count by type and a range of times needs.
-        let counted = ColumnSet::TYPE | ColumnSet::TIME;
+    pub async fn count(
+        mut self,
+        columns: ColumnSet,
+        mut each: impl FnMut(&Event),
+    ) -> Result<u64, EngineError> {
+        let counted = ColumnSet::TYPE | ColumnSet::TIME | columns;
         let mut total = 0;
         if self.selection.needs_body() {
             while let Some(found) = self.next().await? {

@@ -4,8 +4,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use dacapo_archive::SegmentSummary;
 use dacapo_archive::store::{ObjectKey, Store};
+use dacapo_archive::{ColumnSet, SegmentSummary};
 use dacapo_event::{Digest, Sequence, StreamName, Timestamp};
 use dacapo_filter::{Bounds, Count, Place, Selection, TextFacts, Verdict};
 use futures::{StreamExt, TryStreamExt, stream};
@@ -15,14 +15,14 @@ use crate::scan::{Scan, SegmentToRead};
 
 /// Segments counted at once by an exact survey: hides the store's latency. Each may hold a body of
 /// any size, three times while it is decoded, and once more as JSON.
-const COUNTED_AT_ONCE: usize = 2;
+pub(crate) const COUNTED_AT_ONCE: usize = 2;
 
 /// What one body batch of a count may decode to.
-const COUNT_BATCH_BYTES: u64 = 4 * 1024 * 1024;
+pub(crate) const COUNT_BATCH_BYTES: u64 = 4 * 1024 * 1024;
 
 /// The most exchanges that are named: 1,000 of 255 bytes are 250 KB, and more than any platform has
 /// that names them by hand.
-const EXCHANGES_MAX: usize = 1_000;
+pub(crate) const EXCHANGES_MAX: usize = 1_000;
 
 /// Whether to read what the index cannot decide.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -231,7 +231,7 @@ impl Candidate {
         let mut by_type: BTreeMap<String, u64> = BTreeMap::new();
         let mut times: Option<(Timestamp, Timestamp)> = None;
         let events = scan
-            .count(|event| {
+            .count(ColumnSet::NONE, |event| {
                 *by_type.entry(event.kind.clone()).or_default() += 1;
                 let (min, max) = times.unwrap_or((event.time, event.time));
                 times = Some((min.min(event.time), max.max(event.time)));
@@ -280,7 +280,8 @@ impl Survey {
     }
 }
 
-fn bounds(summary: &SegmentSummary) -> Bounds<'_> {
+/// Returns what a footer tells of its events.
+pub(crate) fn bounds(summary: &SegmentSummary) -> Bounds<'_> {
     Bounds {
         place: Some(Place { stream: &summary.stream, first: summary.first, last: summary.last }),
         time: Some((summary.time_min, summary.time_max)),

@@ -7,6 +7,7 @@ use std::fs;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use dacapo_bus::broker::{Node, Queue, Setting, Topology};
+use dacapo_engine::blast::{Approval, ApprovedBy, BlastRadius, Reached, ReachedQueue};
 use dacapo_engine::journal::{Counts, Journal, Phase};
 use dacapo_engine::plan::{Plan, PlannedSegment};
 use dacapo_engine::plan_json;
@@ -83,6 +84,15 @@ fn plan() -> Plan {
             }],
             unchecked: vec![Unchecked { checks: Check::ALL.to_vec(), why: text("nobody asked") }],
         },
+        blast_radius: Some(BlastRadius {
+            asked_for: [text("billing")].into(),
+            reached: Ok(Reached {
+                queues: [(text("billing"), ReachedQueue::default())].into(),
+                events: 3,
+                ..Reached::default()
+            }),
+            approval: Some(Approval { hash: Digest::of(b"approved"), by: ApprovedBy::Hash }),
+        }),
         made_at: Timestamp::EPOCH,
     }
 }

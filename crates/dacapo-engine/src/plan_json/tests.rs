@@ -9,9 +9,11 @@ use proptest::prelude::*;
 use serde_json::json;
 
 use super::*;
+use crate::blast::{Approval, ApprovedBy, BlastRadius, Reached, ReachedQueue};
 use crate::preflight::{Check, Finding, Preflight, Severity, Unchecked, Wishes};
 use crate::survey::Depth;
 use crate::testing::{Archive, any_selection, at, clock, event, everything};
+use dacapo_bus::broker::Consumer;
 
 const PATH: &str = "plans/plan.json";
 
@@ -90,6 +92,34 @@ fn preflight(n: u64) -> Preflight {
     }
 }
 
+fn blast_radius(n: u64) -> Option<BlastRadius> {
+    let consumer = Consumer {
+        queue: "é".to_owned(),
+        tag: "ctag".to_owned(),
+        connection: n.is_multiple_of(2).then(|| "10.0.0.1:5000".to_owned()),
+    };
+    let queue = ReachedQueue {
+        events: u64::MAX - n,
+        certain: n,
+        consumers: Some(1),
+        consumed_by: vec![consumer],
+    };
+    let reached = Reached {
+        queues: [("é".to_owned(), queue), (String::new(), ReachedQueue::default())].into(),
+        events: u64::MAX,
+        unrouted: n,
+        undecided: [String::new()].into(),
+        consumers_unknown: n.is_multiple_of(5).then(|| "no answer".to_owned()),
+    };
+    let by = if n.is_multiple_of(4) { ApprovedBy::Hash } else { ApprovedBy::Terminal };
+    let blast = BlastRadius {
+        asked_for: ["é".to_owned()].into(),
+        reached: if n % 3 == 1 { Err("nobody asked".to_owned()) } else { Ok(reached) },
+        approval: n.is_multiple_of(2).then(|| Approval { hash: Digest::of(b"x"), by }),
+    };
+    (!n.is_multiple_of(3)).then_some(blast)
+}
+
 /// A plan of a request with every other field filled in, without an archive.
 fn plan_of(request: Request, n: u64) -> Plan {
     let segment = |n: u64| PlannedSegment {
@@ -127,6 +157,7 @@ fn plan_of(request: Request, n: u64) -> Plan {
         exchanges: ["shop".to_owned(), String::new()].into(),
         exchanges_exact: true,
         preflight: preflight(n),
+        blast_radius: blast_radius(n),
         made_at: clock(),
     }
 }

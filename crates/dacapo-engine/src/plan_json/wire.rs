@@ -6,6 +6,7 @@ use std::num::{NonZeroU32, NonZeroU64};
 use serde::{Deserialize, Serialize};
 use serde_json::Number;
 
+use super::blast::BlastRadiusJson;
 use super::preflight::PreflightJson;
 
 #[derive(Deserialize)]
@@ -39,6 +40,8 @@ pub(super) struct PlanJson {
     pub(super) exchanges_exact: bool,
     #[serde(default)]
     pub(super) preflight: PreflightJson,
+    #[serde(default)]
+    pub(super) blast_radius: Option<BlastRadiusJson>,
     pub(super) archive: String,
     pub(super) made_at: String,
     pub(super) request: RequestJson,

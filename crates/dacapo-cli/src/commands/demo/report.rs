@@ -221,6 +221,7 @@ mod tests {
                 plan: nothing.to_string(),
                 target: "queue `orders`".to_owned(),
                 overridden: Vec::new(),
+                approval: None,
                 refusal: None,
             },
             seconds: 1.0,
