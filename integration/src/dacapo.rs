@@ -142,6 +142,11 @@ impl Dacapo {
         self.folder.folder.path()
     }
 
+    /// Returns the binary.
+    pub fn binary(&self) -> &Path {
+        &self.binary
+    }
+
     /// Puts the archive at another path or URL.
     pub fn set_archive(&mut self, archive: String) {
         self.archive = archive;

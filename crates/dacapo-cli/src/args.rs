@@ -15,6 +15,7 @@ use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use dacapo_engine::rejects::{PASSED_OVER_MAX_DEFAULT, REJECTS_MAX};
+use dacapo_event::Digest;
 use dacapo_republish::{NackRetries, OnReject};
 
 use crate::exit::Failure;
@@ -160,11 +161,11 @@ pub enum Command {
     #[command(subcommand)]
     Index(IndexCommand),
     /// Look at events: a table, JSON lines, or one body
-    Events(EventsArgs),
+    Events(Box<EventsArgs>),
     /// Say what a replay would do, without doing it
-    Plan(PlanArgs),
+    Plan(Box<PlanArgs>),
     /// Play events to a queue, an exchange or a file
-    Replay(ReplayArgs),
+    Replay(Box<ReplayArgs>),
     /// List, show, pause, resume and cancel replays
     #[command(subcommand)]
     Replays(ReplaysCommand),
@@ -282,9 +283,14 @@ pub struct ReplayArgs {
 /// What does not change what is replayed.
 #[derive(Debug, Clone, Args)]
 pub struct RunningArgs {
-    /// Do not ask before events go to everyone (--to-original)
+    /// Do not ask before events go to everyone (--to-original) where it is not known who that is; where
+    /// it is (--management), --approve is asked for instead
     #[arg(long)]
     pub yes: bool,
+    /// Publish to the queues that `dacapo plan` showed with this hash: more than one, or one that was not
+    /// asked for (--expect-queue); needs --management
+    #[arg(long, value_name = "HASH")]
+    pub approve: Option<Digest>,
     /// What to do about an event that the target refuses (unroutable, nacked again and again, too
     /// large, not to be sent); it is recorded in any case [default: stop; a resumed replay as it was
     /// told last]

@@ -1,6 +1,7 @@
 //! One module a command: opens parts, plugs them together, reports.
 
 mod archive;
+mod blast;
 mod demo;
 mod emit;
 mod events;

@@ -10,6 +10,7 @@ mod amqp_source;
 mod archive_readers;
 mod archiver;
 mod bad_input;
+mod blast_radius;
 mod broker_disk;
 mod certificates;
 mod compacting;

@@ -175,6 +175,42 @@ impl Drop for Platform {
     }
 }
 
+/// A user of the management plugin with the documented tag and no permission, gone when dropped.
+pub(crate) struct Watcher {
+    management: String,
+    user: String,
+}
+
+impl Watcher {
+    /// Makes one through the plugin at this URL.
+    pub(crate) fn new(management: &str) -> Self {
+        let watcher =
+            Watcher { management: management.to_owned(), user: services::unique("watcher") };
+        let user = json!({ "password": "sesame", "tags": "monitoring" });
+        let nothing = json!({ "configure": "^$", "write": "^$", "read": "^$" });
+        let make = json!([
+            ["PUT", format!("users/{}", watcher.user), user],
+            ["PUT", format!("permissions/%2F/{}", watcher.user), nothing],
+        ]);
+        witness::management(management, &make).expect("it is made");
+        watcher
+    }
+
+    /// Returns the plugin's URL with its account.
+    pub(crate) fn url(&self) -> String {
+        let (_, place) = self.management.rsplit_once('@').expect("the URL has credentials");
+        format!("http://{}:sesame@{place}", self.user)
+    }
+}
+
+impl Drop for Watcher {
+    fn drop(&mut self) {
+        // A broker that is down at the end of a test keeps it, and no other test minds.
+        let user = json!([["DELETE", format!("users/{}", self.user), null]]);
+        witness::management(&self.management, &user).ok();
+    }
+}
+
 /// A running archiver and the address of its metrics.
 pub(crate) struct Archiver {
     pub(crate) running: Running,

@@ -7,7 +7,7 @@ use dacapo_integration::rabbit::Rabbit;
 use dacapo_integration::wait;
 use serde_json::{Value, json};
 
-use super::platform::{DEADLINE, Platform, ask};
+use super::platform::{DEADLINE, Platform, Watcher, ask};
 use super::{services, witness};
 
 const EVENTS: usize = 3;
@@ -16,7 +16,7 @@ const EVENTS: usize = 3;
 struct Stage {
     platform: Platform,
     management: String,
-    user: String,
+    _watcher: Watcher,
     queue: String,
 }
 
@@ -27,21 +27,13 @@ impl Stage {
     }
 
     fn on(amqp: &str, management: &str) -> Self {
-        let user = services::unique("watcher");
-        let (_, place) = management.rsplit_once('@').expect("the URL has credentials");
+        let watcher = Watcher::new(management);
         let mut dacapo = Dacapo::new();
-        dacapo.set("DACAPO_MANAGEMENT", &format!("http://{user}:sesame@{place}"));
+        dacapo.set("DACAPO_MANAGEMENT", &watcher.url());
         let platform = Platform::on(amqp, dacapo);
         platform.import(EVENTS);
         let management = management.to_owned();
-        let stage = Stage { platform, management, user, queue: services::unique("queue") };
-        stage.put(
-            &format!("users/{}", stage.user),
-            json!({ "password": "sesame", "tags": "monitoring" }),
-        );
-        let nothing = json!({ "configure": "^$", "write": "^$", "read": "^$" });
-        stage.put(&format!("permissions/%2F/{}", stage.user), nothing);
-        stage
+        Stage { platform, management, _watcher: watcher, queue: services::unique("queue") }
     }
 
     fn put(&self, path: &str, body: Value) {
@@ -102,9 +94,7 @@ impl Stage {
 
 impl Drop for Stage {
     fn drop(&mut self) {
-        // A broker that is down at the end of a test keeps them, and no other test minds.
-        let user = json!([["DELETE", format!("users/{}", self.user), null]]);
-        witness::management(&self.management, &user).ok();
+        // A broker that is down at the end of a test keeps it, and no other test minds.
         let queue = json!([["DELETE", format!("queues/%2F/{}", self.queue), null]]);
         witness::management(&self.management, &queue).ok();
     }

@@ -16,6 +16,10 @@ pub struct PreflightArgs {
     /// Refuse a queue that nobody consumes; of exchanges it is not known who receives
     #[arg(long)]
     pub require_consumer: bool,
+    /// A queue that is meant to receive events of --to-exchange or --to-original; the plan marks all
+    /// others, and a replay to another needs --approve; repeatable; needs --management
+    #[arg(long = "expect-queue", value_name = "QUEUE")]
+    pub expected_queues: Vec<String>,
 }
 
 /// Names and explains all checks in `--help`.
@@ -31,6 +35,12 @@ impl PreflightArgs {
         if self.require_consumer && target.queue().is_none() {
             let problem =
                 format!("--require-consumer needs a queue, and not {target}; give --to-queue");
+            return Err(Failure::usage(problem));
+        }
+        if !self.expected_queues.is_empty() && (target.queue().is_some() || !target.is_bus()) {
+            let problem = format!(
+                "--expect-queue needs exchanges, and not {target}; give --to-exchange or --to-original"
+            );
             return Err(Failure::usage(problem));
         }
         Ok(())

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use dacapo_archive::store::Store;
-use dacapo_engine::plan::{Plan, plan};
+use dacapo_engine::plan::{Plan, PlannedSegment, plan};
 use dacapo_engine::plan_json;
 use dacapo_engine::rejects::ToTryAgain;
 use dacapo_engine::request::{Request, Target};
@@ -13,7 +13,7 @@ use dacapo_engine::survey::{Depth, survey};
 use dacapo_filter::Selection;
 use dacapo_index::Index;
 
-use super::{preflight, rejects, target};
+use super::{blast, preflight, rejects, target};
 use crate::args::{PaceArgs, PlanArgs, PreflightArgs, SelectionArgs, TargetArgs};
 use crate::exit::{Exit, Failure};
 use crate::format;
@@ -32,7 +32,7 @@ pub async fn run(args: &PlanArgs, settings: &Settings, output: &Output) -> anyho
     let store = open::store(settings, Access::Read).await?;
     let (index, report) = open::synced_index(settings, &store, output, "plan").await?;
     open::refuse_empty(&index, &report, &store)?;
-    let plan = make(request, depth, &args.preflight, &store, &index, settings).await?;
+    let plan = make(request, depth, &args.preflight, &store, &index, settings, output).await?;
     index.close()?;
     if let Some(again) = &again {
         rejects::verify(again, &plan, &store, settings, output).await?;
@@ -86,15 +86,20 @@ pub async fn make(
     store: &Arc<dyn Store>,
     index: &Index,
     settings: &Settings,
+    output: &Output,
 ) -> anyhow::Result<Plan> {
     let selection = Arc::new(Selection::compile(request.selection.clone())?);
     let facts = target::facts(&request.target, &request.pace, settings).await?;
     let summaries = index.segments().map(|summary| summary.map_err(Into::into));
-    let (store, now) = (Arc::clone(store), settings.now());
-    let survey = survey(store, summaries, &selection, depth, facts, now).await?;
+    let now = settings.now();
+    let survey = survey(Arc::clone(store), summaries, &selection, depth, facts, now).await?;
     let mut plan = plan(request, survey);
     let wishes = checks.wishes(&plan.preflight.wishes);
-    plan.preflight = preflight::look(&plan, 0, &plan.target, wishes, settings).await?;
+    let looked = preflight::look(&plan, 0, &plan.target, wishes, settings).await?;
+    plan.preflight = looked.preflight;
+    let known = |segment: &PlannedSegment| Ok(index.segment(&segment.stream, segment.first)?);
+    plan.blast_radius =
+        blast::look(&plan, &looked.topology, checks, known, store, settings, output).await?;
     Ok(plan)
 }
 
@@ -149,6 +154,7 @@ pub fn text(plan: &Plan) -> String {
     for warning in &plan.target.warnings {
         lines.push(format!("note       {warning}"));
     }
+    lines.extend(blast::lines(plan));
     lines.extend(preflight::lines(&plan.preflight));
     if !plan.exact || !plan.times_exact {
         lines.push(

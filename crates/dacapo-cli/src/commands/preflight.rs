@@ -12,6 +12,14 @@ use crate::exit::Failure;
 use crate::output::words;
 use crate::settings::Settings;
 
+/// What a look at a target found.
+pub struct Looked {
+    /// What speaks against it.
+    pub preflight: Preflight,
+    /// What is in its virtual host, or why that is not known.
+    pub topology: Result<Topology, String>,
+}
+
 /// Looks at the target of a plan of which so many events are confirmed already.
 ///
 /// Nothing on the broker is changed. What cannot be asked is not an error but said in the outcome.
@@ -21,7 +29,7 @@ pub async fn look(
     target: &TargetFacts,
     wishes: Wishes,
     settings: &Settings,
-) -> anyhow::Result<Preflight> {
+) -> anyhow::Result<Looked> {
     let load = Load::of(plan, confirmed);
     let (exists, depth, consumers) = (target.exists, target.depth, target.consumers);
     let Some(broker) = settings.broker_if_named("dacapo plan")? else {
@@ -29,10 +37,11 @@ pub async fn look(
         let (denied, nodes, topology) = (Err(why.clone()), Err(why.clone()), Err(why));
         let (missing, unasked) = Default::default();
         let facts = Facts { exists, depth, consumers, denied, missing, unasked, nodes, topology };
-        return Ok(check(&load, &facts, wishes));
+        return Ok(Looked { preflight: check(&load, &facts, wishes), topology: facts.topology });
     };
     if !load.target.is_bus() {
-        return Ok(Preflight { wishes, ..Preflight::default() });
+        let preflight = Preflight { wishes, ..Preflight::default() };
+        return Ok(Looked { preflight, topology: Err("a file has no bindings".to_owned()) });
     }
     let Objections { denied, missing, unasked } = match exists {
         // Who lacks permission for what is not there is not the question.
@@ -69,7 +78,7 @@ pub async fn look(
     };
     let denied = Ok(denied);
     let facts = Facts { exists, depth, consumers, denied, missing, unasked, nodes, topology };
-    Ok(check(&load, &facts, wishes))
+    Ok(Looked { preflight: check(&load, &facts, wishes), topology: facts.topology })
 }
 
 /// Returns why what the plugin tells is not of the broker that AMQP asked, if that shows.

@@ -8,22 +8,21 @@ use dacapo_archive::store::Store;
 use dacapo_bus::file::Existing;
 use dacapo_engine::EngineError;
 use dacapo_engine::journal::{Journal, Phase};
-use dacapo_engine::plan::Plan;
+use dacapo_engine::plan::{Plan, PlannedSegment};
 use dacapo_engine::plan_json;
-use dacapo_engine::preflight::Preflight;
 use dacapo_engine::receipt::Receipt;
-use dacapo_engine::request::Target;
 use dacapo_engine::run::{Finished, Replay, obey};
 use dacapo_engine::scan::open_expected;
 use dacapo_engine::state::{Control as Asked, ReplayId, State};
 use dacapo_engine::survey::Depth;
 use dacapo_engine::sync::SyncReport;
+use dacapo_index::Index;
 use dacapo_republish::{Control, Phase as Doing, Progress};
 use futures::{StreamExt, TryStreamExt, stream};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use super::{plan, preflight, rejects, target};
+use super::{blast, plan, preflight, rejects, target};
 use crate::args::{PreflightArgs, ReplayArgs, ReplayCommand, RunningArgs, read_bounded};
 use crate::exit::{Exit, Failure};
 use crate::format;
@@ -48,12 +47,19 @@ pub async fn run(args: &ReplayArgs, settings: &Settings, output: &Output) -> any
     }
     let on_reject = args.running.on_reject()?;
     let store = open::store(settings, Access::Read).await?;
-    let plan = match &args.plan {
+    let mut plan = match &args.plan {
         Some(path) => {
             let text = read_bounded(path, plan_json::PLAN_BYTES_MAX)?;
             let mut plan = plan_json::from_json(&path.display().to_string(), &text)?;
-            let report = check_saved(&plan, &store, settings, output).await?;
-            plan.preflight = look_again(&plan, 0, &args.preflight, settings).await?;
+            let (index, report) = check_saved(&plan, &store, settings, output).await?;
+            let looked = look_again(&plan, 0, &args.preflight, settings).await?;
+            plan.preflight = looked.preflight;
+            let known =
+                |segment: &PlannedSegment| Ok(index.segment(&segment.stream, segment.first)?);
+            let (topology, checks) = (&looked.topology, &args.preflight);
+            plan.blast_radius =
+                blast::look(&plan, topology, checks, known, &store, settings, output).await?;
+            index.close()?;
             refuse_gaps(&report, &plan, args)?;
             plan
         }
@@ -75,7 +81,8 @@ pub async fn run(args: &ReplayArgs, settings: &Settings, output: &Output) -> any
             let (index, report) = open::synced_index(settings, &store, output, "replay").await?;
             open::refuse_empty(&index, &report, &store)?;
             let plan =
-                plan::make(request, depth, &args.preflight, &store, &index, settings).await?;
+                plan::make(request, depth, &args.preflight, &store, &index, settings, output)
+                    .await?;
             index.close()?;
             refuse_gaps(&report, &plan, args)?;
             if let Some(again) = &again {
@@ -86,12 +93,8 @@ pub async fn run(args: &ReplayArgs, settings: &Settings, output: &Output) -> any
     };
     target::refuse_unfit(&plan.request.target)?;
     preflight::refuse(&plan.preflight)?;
-    if plan.request.target == Target::Original && !args.running.yes {
-        let events = format::count(plan.events, plan.exact);
-        let question =
-            format!("{events} events go to their original exchanges, and everyone sees them again");
-        crate::confirm::ask(output, &question, "everyone")?;
-    }
+    let everyone = blast::Everyone::of(&args.running);
+    blast::approve(&mut plan, args.running.approve, everyone, output)?;
     if output.form() == Form::Text {
         output.talk(plan::text(&plan).trim_end());
     }
@@ -131,18 +134,25 @@ async fn resume(
     let mut plan = state.plan(&locked.id)?;
     let standing = Journal::read(&state.journal_path(&locked.id))?;
     let phase = standing.phase;
+    let store = open::store(settings, Access::Read).await?;
     if phase.is_resumable() {
         target::refuse_shortened(&plan.request.target, standing.counts.confirmed)?;
-        let found = look_again(&plan, standing.counts.confirmed, checks, settings).await;
+        let looked = look_again(&plan, standing.counts.confirmed, checks, settings).await;
         // The same as at the first start: a wrong URL is told at once, and whoever starts it again
         // decides how long to wait for a broker that is down.
-        let mut found = found.with_context(|| as_it_was(&locked.id))?;
+        let preflight::Looked { preflight: mut found, topology } =
+            looked.with_context(|| as_it_was(&locked.id))?;
         preflight::refuse(&found)?;
         found.remember(&plan.preflight);
         plan.preflight = found;
+        // The index is left to others while a replay runs.
+        let looked = blast::look(&plan, &topology, checks, |_| Ok(None), &store, settings, output);
+        let looked = looked.await.with_context(|| as_it_was(&locked.id))?;
+        let earlier = std::mem::replace(&mut plan.blast_radius, looked);
+        let approved = blast::approve_again(&mut plan, earlier, running.approve, output);
+        approved.with_context(|| as_it_was(&locked.id))?;
         locked.write_plan(&plan)?;
     }
-    let store = open::store(settings, Access::Read).await?;
     let connect = target::connect(&plan.request.target, &locked.id, Existing::Continue, settings)?;
     // What another terminal asked of the run before is over.
     state.set_control(&locked.id, Asked::Run)?;
@@ -177,7 +187,7 @@ async fn check_saved(
     store: &Arc<dyn Store>,
     settings: &Settings,
     output: &Output,
-) -> anyhow::Result<SyncReport> {
+) -> anyhow::Result<(Index, SyncReport)> {
     if plan.archive != store.location() {
         let problem = format!(
             "the plan was made of {}, and --archive is {}; name that archive, or make a new plan",
@@ -200,12 +210,11 @@ async fn check_saved(
     steps.finish();
     let (index, report) = open::synced_index(settings, store, output, "replay").await?;
     let known = index.stats()?.segments;
-    index.close()?;
     if known > all {
         let more = format::counted(known - all, "segment");
         output.talk(&format!("note       the archive has {more} that the plan does not read"));
     }
-    Ok(report)
+    Ok((index, report))
 }
 
 /// Looks at the target of a plan as it is now; what was found when the plan was made is old.
@@ -214,7 +223,7 @@ async fn look_again(
     confirmed: u64,
     checks: &PreflightArgs,
     settings: &Settings,
-) -> anyhow::Result<Preflight> {
+) -> anyhow::Result<preflight::Looked> {
     checks.refuse_unfit(&plan.request.target)?;
     let facts = target::facts(&plan.request.target, &plan.request.pace, settings).await?;
     let wishes = checks.wishes(&plan.preflight.wishes);
@@ -392,6 +401,9 @@ pub fn text(receipt: &Receipt) -> String {
     }
     if !receipt.overridden.is_empty() {
         lines.push(format!("overridden {}", receipt.overridden.join(", ")));
+    }
+    if let Some(approval) = &receipt.approval {
+        lines.push(format!("approved   {} ({})", approval.hash, approval.by.as_str()));
     }
     if let Some(path) = &receipt.rejects {
         lines.push(format!("rejects    {path}"));
