@@ -119,11 +119,13 @@ impl BlastRadius {
         names.filter(|name| !self.asked_for.contains(*name))
     }
 
-    /// Returns whether nothing is known to be reached that was not reached, or asked for, before.
+    /// Returns whether no queue is reached that was not reached before, and none by more events.
     pub fn is_within(&self, earlier: &BlastRadius) -> bool {
         let (Ok(now), Ok(before)) = (&self.reached, &earlier.reached) else { return false };
         self.asked_for == earlier.asked_for
-            && now.queues.keys().all(|queue| before.queues.contains_key(queue))
+            && now.queues.iter().all(|(name, now)| {
+                before.queues.get(name).is_some_and(|before| now.events <= before.events)
+            })
     }
 
     /// Returns whether this needs an approval: more than one queue is reached, or another than those

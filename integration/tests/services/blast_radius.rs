@@ -431,11 +431,13 @@ fn a_replay_to_more_than_one_queue_asks_for_an_approval_of_just_that() {
     assert_eq!(out, now);
     refused(&stage, &["--plan", "plan.json"], "3 queues");
     refused(&stage, &["--plan", "plan.json", "--approve", &hash], "bindings have changed");
-    let saved = ["replay", "--plan", "plan.json"];
-    let without = stage.platform.dacapo.spawn_with(saved, &[("DACAPO_MANAGEMENT", "")]);
-    let without = without.wait(DEADLINE);
-    without.check(2);
-    assert!(without.stderr.contains("that the plan was made with is not named"), "{without:?}");
+    for more in [&[][..], &["--yes"]] {
+        let saved = ["replay", "--plan", "plan.json"].iter().chain(more);
+        let without = stage.platform.dacapo.spawn_with(saved, &[("DACAPO_MANAGEMENT", "")]);
+        let without = without.wait(DEADLINE);
+        without.check(5);
+        assert!(without.stderr.contains("that the plan was made with is not named"), "{without:?}");
+    }
     // The same queues with other counts are not what was looked at.
     let fewer = [&to[..], &["--routing-key", "*.paid", "--approve", &now]].concat();
     refused(&stage, &fewer, "--approve is of another plan");

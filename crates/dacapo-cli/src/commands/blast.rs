@@ -178,8 +178,27 @@ pub fn approve(
     Ok(())
 }
 
-/// As [`approve`], of a replay that goes on: what was approved stands, unless a queue is reached that was
-/// not reached before.
+/// Refuses a saved plan that was known to need an approval and of which nothing is known now: who
+/// leaves the plugin out gets round nothing by it, whatever else was said.
+pub fn refuse_less_known(
+    saved: Option<&BlastRadius>,
+    now: Option<&BlastRadius>,
+) -> Result<(), Failure> {
+    let (Some(saved), Some(BlastRadius { reached: Err(why), .. })) = (saved, now) else {
+        return Ok(());
+    };
+    match &saved.reached {
+        Ok(reached) if saved.needs_approval(reached) => Err(Failure::refused(format!(
+            "nothing was published: when the plan was made, {}, and whether they still would is not \
+             known: {why}",
+            in_words(reached)
+        ))),
+        Ok(_) | Err(_) => Ok(()),
+    }
+}
+
+/// As [`approve`], of a replay that goes on: what was approved stands, unless another queue is reached,
+/// or one by more events. Where that is not known now, it stands, and that is told.
 pub fn approve_again(
     plan: &mut Plan,
     earlier: Option<BlastRadius>,
@@ -196,6 +215,11 @@ pub fn approve_again(
         }
         // What was known when it began says more.
         unknown => {
+            if let Some(BlastRadius { reached: Err(why), .. }) = unknown {
+                output.talk(&format!(
+                    "note: which queues are reached now is not known ({why}); what was approved stands"
+                ));
+            }
             *unknown = earlier.or(unknown.take());
             return Ok(());
         }
@@ -301,7 +325,11 @@ pub fn lines(plan: &Plan) -> Vec<String> {
     }
     if blast.needs_approval(reached) {
         let hash = reached.hash(&plan.hash());
-        lines.push(format!("approve    a replay asks for --approve {hash}"));
+        let is_approved = blast.approval.as_ref().is_some_and(|approval| approval.hash == hash);
+        lines.push(match is_approved {
+            true => format!("approved   {hash}"),
+            false => format!("approve    a replay asks for --approve {hash}"),
+        });
     }
     lines
 }

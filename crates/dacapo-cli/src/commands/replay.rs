@@ -57,9 +57,11 @@ pub async fn run(args: &ReplayArgs, settings: &Settings, output: &Output) -> any
             let known =
                 |segment: &PlannedSegment| Ok(index.segment(&segment.stream, segment.first)?);
             let (topology, checks) = (&looked.topology, &args.preflight);
-            plan.blast_radius =
-                blast::look(&plan, topology, checks, known, &store, settings, output).await?;
+            let looked = blast::look(&plan, topology, checks, known, &store, settings, output);
+            let looked = looked.await?;
             index.close()?;
+            blast::refuse_less_known(plan.blast_radius.as_ref(), looked.as_ref())?;
+            plan.blast_radius = looked;
             refuse_gaps(&report, &plan, args)?;
             plan
         }

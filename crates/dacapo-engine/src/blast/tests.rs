@@ -251,7 +251,7 @@ fn more_than_one_queue_or_another_than_asked_for_needs_an_approval() {
 }
 
 #[test]
-fn what_was_approved_stands_while_no_other_queue_is_reached() {
+fn what_was_approved_stands_while_no_other_queue_and_no_more_events_are_reached() {
     let blast = |asked_for: &[&str], reached| BlastRadius {
         asked_for: asked_for.iter().map(|name| (*name).to_owned()).collect(),
         reached,
@@ -261,6 +261,7 @@ fn what_was_approved_stands_while_no_other_queue_is_reached() {
     assert!(blast(&[], Ok(reached(&[("a", 2), ("b", 1)]))).is_within(&before));
     assert!(blast(&[], Ok(reached(&[("b", 2)]))).is_within(&before));
     assert!(!blast(&[], Ok(reached(&[("a", 2), ("c", 2)]))).is_within(&before));
+    assert!(!blast(&[], Ok(reached(&[("a", 3), ("b", 2)]))).is_within(&before), "more events");
     assert!(!blast(&["a"], Ok(reached(&[("a", 2)]))).is_within(&before));
     assert!(!blast(&[], Err("no answer".to_owned())).is_within(&before));
     assert!(!before.is_within(&blast(&[], Err("no answer".to_owned()))));

@@ -37,54 +37,15 @@ impl BodyDecoder {
         descriptor_set: Option<&Bytes>,
         message_type: Option<&str>,
     ) -> Result<Self, FilterError> {
-        let refused = |reason: String| FilterError::Descriptors { reason };
-        let Some(set) = descriptor_set else {
-            return match message_type {
-                Some(name) => Err(refused(format!(
-                    "message `{name}` is asked for, but no set is given; make one with `protoc --descriptor_set_out=FILE --include_imports`"
-                ))),
-                None => Ok(BodyDecoder::Json),
-            };
-        };
-        let not_readable = |error: &dyn std::fmt::Display| {
-            refused(format!(
-                "not readable: {error}; make it with `protoc --descriptor_set_out=FILE --include_imports`"
-            ))
-        };
-        // The library panics while it describes a mistake in a second file.
-        let decoded = std::panic::catch_unwind(|| DescriptorPool::decode(set.as_ref()));
-        let pool = decoded
-            .map_err(|_| not_readable(&"its files contradict each other"))?
-            .map_err(|error| not_readable(&error))?;
-        let known = || {
-            let names: Vec<String> = pool
-                .all_messages()
-                .filter(|message| !message.is_map_entry())
-                .map(|message| message.full_name().to_owned())
-                .collect();
-            names
-        };
-        let fields_max = pool.all_messages().map(|message| message.fields().len()).max();
-        let decoder =
-            |message| BodyDecoder::Protobuf { message, fields_max: fields_max.unwrap_or(0) };
-        match message_type {
-            Some(name) => {
-                let name = name.trim_start_matches('.');
-                let expected = || format!("a message of the set; it has {}", listed(&known()));
-                let message = pool.get_message_by_name(name);
-                message
-                    .map(decoder)
-                    .ok_or_else(|| refused(ParseError::new(name, expected()).to_string()))
+        match (descriptor_set, message_type) {
+            (Some(set), name) => {
+                let (message, fields_max) = message_of(set, name)?;
+                Ok(BodyDecoder::Protobuf { message, fields_max })
             }
-            None => match known().as_slice() {
-                [only] => {
-                    Ok(decoder(pool.get_message_by_name(only).expect("the name came from the set")))
-                }
-                names => Err(refused(format!(
-                    "it does not say which message bodies are; name one of {}",
-                    listed(names)
-                ))),
-            },
+            (None, Some(name)) => Err(refused(format!(
+                "message `{name}` is asked for, but no set is given; make one with `protoc --descriptor_set_out=FILE --include_imports`"
+            ))),
+            (None, None) => Ok(BodyDecoder::Json),
         }
     }
 
@@ -146,10 +107,7 @@ impl BodyEncoder {
     /// # Errors
     /// The set is not one, or does not say which message bodies are.
     pub fn new(descriptor_set: &Bytes, message_type: Option<&str>) -> Result<Self, FilterError> {
-        match BodyDecoder::new(Some(descriptor_set), message_type)? {
-            BodyDecoder::Protobuf { message, .. } => Ok(BodyEncoder(message)),
-            BodyDecoder::Json => unreachable!("a set was given"),
-        }
+        message_of(descriptor_set, message_type).map(|(message, _)| BodyEncoder(message))
     }
 
     /// Returns the message whose JSON form this is (the canonical one of protobuf; names may be
@@ -168,6 +126,44 @@ impl BodyEncoder {
         reading.end().map_err(not_one)?;
         Ok(message.encode_to_vec().into())
     }
+}
+
+/// Returns the message of a descriptor set that bodies are, and the most fields of any message of it.
+fn message_of(
+    set: &Bytes,
+    message_type: Option<&str>,
+) -> Result<(MessageDescriptor, usize), FilterError> {
+    let not_readable = |error: &dyn std::fmt::Display| {
+        refused(format!(
+            "not readable: {error}; make it with `protoc --descriptor_set_out=FILE --include_imports`"
+        ))
+    };
+    // The library panics while it describes a mistake in a second file.
+    let decoded = std::panic::catch_unwind(|| DescriptorPool::decode(set.as_ref()));
+    let pool = decoded
+        .map_err(|_| not_readable(&"its files contradict each other"))?
+        .map_err(|error| not_readable(&error))?;
+    let messages = pool.all_messages().filter(|message| !message.is_map_entry());
+    let known: Vec<String> = messages.map(|message| message.full_name().to_owned()).collect();
+    let fields_max = pool.all_messages().map(|message| message.fields().len()).max().unwrap_or(0);
+    let name = match (message_type, known.as_slice()) {
+        (Some(name), _) => name.trim_start_matches('.'),
+        (None, [only]) => only,
+        (None, names) => {
+            return Err(refused(format!(
+                "it does not say which message bodies are; name one of {}",
+                listed(names)
+            )));
+        }
+    };
+    let expected = || format!("a message of the set; it has {}", listed(&known));
+    let message = pool.get_message_by_name(name);
+    let message = message.ok_or_else(|| refused(ParseError::new(name, expected()).to_string()))?;
+    Ok((message, fields_max))
+}
+
+fn refused(reason: String) -> FilterError {
+    FilterError::Descriptors { reason }
 }
 
 fn too_many() -> String {
