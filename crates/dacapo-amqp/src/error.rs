@@ -22,6 +22,10 @@ pub(crate) enum Doing {
 /// `message size 2000 is larger than configured max size 1000`.
 const TOO_LARGE: &str = "message size";
 
+/// What RabbitMQ says when it closes a channel over a delivery that was held for longer than its
+/// `consumer_timeout`: `delivery acknowledgement on channel 1 timed out. Timeout value used: 1800000 ms.`
+const HELD_TOO_LONG: [&str; 2] = ["delivery acknowledgement", "timed out"];
+
 pub(crate) fn lost(peer: &str, reason: impl Into<String>) -> BusError {
     BusError::Disconnected { peer: peer.to_owned(), reason: reason.into() }
 }
@@ -110,6 +114,11 @@ pub(crate) fn from_close(peer: &str, code: u16, text: &str, doing: Doing) -> Bus
         406 if doing == Doing::Publishing && text.contains(TOO_LARGE) => {
             BusError::TooLarge { reason: text.to_owned() }
         }
+        406 if doing == Doing::Consuming
+            && HELD_TOO_LONG.iter().all(|words| text.contains(words)) =>
+        {
+            lost(peer, text)
+        }
         406 if doing == Doing::Publishing => BusError::Unsendable { reason: text.to_owned() },
         406 => refused(
             peer,
@@ -167,6 +176,17 @@ mod tests {
         let said = "PRECONDITION_FAILED - invalid expiration 'x'";
         let error = from_close("h", 406, said, Doing::Publishing);
         assert!(matches!(error, BusError::Unsendable { .. }), "{error:?}");
+    }
+
+    /// The delivery is back in the queue, and a new connection gets it again.
+    #[test]
+    fn a_delivery_held_beyond_the_consumer_timeout_costs_the_connection_and_no_more() {
+        let said = "PRECONDITION_FAILED - delivery acknowledgement on channel 1 timed out. Timeout \
+                    value used: 1800000 ms. This timeout value can be configured, see consumers doc \
+                    guide to learn more";
+        assert!(from_close("h", 406, said, Doing::Consuming).is_transient());
+        let said = "PRECONDITION_FAILED - unknown delivery tag 7";
+        assert!(!from_close("h", 406, said, Doing::Consuming).is_transient());
     }
 
     #[track_caller]

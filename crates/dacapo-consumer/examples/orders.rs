@@ -24,9 +24,10 @@ use dacapo_event::attributes::AttributeRules;
 use dacapo_event::envelope::Envelope;
 use dacapo_event::{DeliveryMode, Message, Properties, ShortStr, Timestamp};
 use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
 use prometheus_client::registry::Registry;
 use rusqlite::types::Value;
-use rusqlite::{Connection, OptionalExtension, Row, params_from_iter};
+use rusqlite::{Connection, ErrorCode, OptionalExtension, Row, params_from_iter};
 use tokio::signal::unix::{SignalKind, signal};
 
 const PLACED: &str = "order.placed";
@@ -38,7 +39,7 @@ const SETTLED: &str = "order.settled";
 const PREFETCH: NonZeroU16 = NonZeroU16::new(200).expect("it is not 0");
 const WAITING_BYTES_MAX: u64 = 32 * 1024 * 1024;
 
-/// Longer than a broker takes; one that blocks publishers is asked again.
+/// Longer than a broker takes; one that blocks publishers is asked again. An event may take four.
 const CONFIRM_DEADLINE: Duration = Duration::from_secs(30);
 
 const SCHEMA: &str = "
@@ -46,17 +47,20 @@ const SCHEMA: &str = "
     PRAGMA synchronous = FULL;
     CREATE TABLE IF NOT EXISTS orders (
         number TEXT PRIMARY KEY, total INTEGER, paid INTEGER NOT NULL DEFAULT 0,
-        address TEXT, moved_at INTEGER);
+        changed_at INTEGER NOT NULL DEFAULT 0, address TEXT, moved_at INTEGER);
     CREATE TABLE IF NOT EXISTS handled (id TEXT PRIMARY KEY) WITHOUT ROWID;
     CREATE TABLE IF NOT EXISTS outbox (id TEXT PRIMARY KEY, body BLOB NOT NULL, sent INTEGER NOT NULL);
     CREATE INDEX IF NOT EXISTS waiting ON outbox (sent) WHERE sent = 0;
 ";
 
-/// What an event does to the state.
+/// What an event does to an order.
 struct Change {
+    order: String,
+    /// The id of what is emitted once that is settled.
+    settled: ShortStr,
     sql: &'static str,
     values: Vec<Value>,
-    order: Order,
+    policy: Order,
 }
 
 struct Orders {
@@ -65,15 +69,16 @@ struct Orders {
     emitted: AmqpConnect,
     /// The open way to the exchange; absent after an error.
     sink: Option<Box<dyn Sink>>,
+    /// Its own events that no queue is bound to.
+    unroutable: Counter,
 }
 
 #[async_trait]
 impl Handler for Orders {
     async fn handle(&mut self, delivery: &Delivery) -> Result<Handled, Failure> {
         let event = Envelope::decode(&delivery.message.body).map_err(Failure::poison)?;
-        let change = Change::of(&event, delivery.position).map_err(Failure::Poison)?;
-        // What the database refuses is no event's fault: a full disk, another process's lock.
-        let handled = self.apply(delivery, &event, change).map_err(Failure::unavailable)?;
+        let change = Change::of(delivery, &event).map_err(Failure::Poison)?;
+        let handled = self.apply(delivery, change).map_err(failure)?;
         // The gate: what leaves no event by which it could be told is done for live events only.
         // After the commit, so at most once.
         if event.kind == PLACED && handled == Handled::Done && delivery.replay().is_none() {
@@ -85,56 +90,76 @@ impl Handler for Orders {
     }
 }
 
+/// What the event itself cannot do is its own fault; a full disk or another's lock is not.
+fn failure(error: rusqlite::Error) -> Failure {
+    use ErrorCode::{ConstraintViolation, TooBig, TypeMismatch};
+    match error.sqlite_error_code() {
+        Some(ConstraintViolation | TooBig | TypeMismatch) | None => Failure::poison(error),
+        Some(_) => Failure::unavailable(error),
+    }
+}
+
 impl Orders {
     /// Applies an event in one transaction with its mark and with what is to be emitted.
-    fn apply(
-        &mut self,
-        delivery: &Delivery,
-        event: &Envelope,
-        change: Change,
-    ) -> rusqlite::Result<Handled> {
+    fn apply(&mut self, delivery: &Delivery, change: Change) -> rusqlite::Result<Handled> {
+        let Change { order: number, settled, sql, values, policy } = change;
         let transaction = self.database.transaction()?;
         let mark = "INSERT OR IGNORE INTO handled VALUES (?1)";
         let handled = transaction.execute(mark, [&delivery.id])? == 0;
         let newest = "SELECT moved_at FROM orders WHERE number = ?1";
-        let newest = transaction.query_row(newest, [&event.key], |row| row.get(0)).optional()?;
+        let newest = transaction.query_row(newest, [&number], |row| row.get(0)).optional()?;
         let newest = newest.flatten().map(Position);
-        let handled = match change.order.judge(delivery, Known { handled, newest }) {
+        let handled = match policy.judge(delivery, Known { handled, newest }) {
             Verdict::Repeat => return Ok(Handled::Repeat),
             Verdict::Older => Handled::Older,
             Verdict::Handle(_) => Handled::Done,
         };
         if handled == Handled::Done {
-            transaction.execute(change.sql, params_from_iter(change.values))?;
-            // The same id whichever event settles it, so that it is emitted once.
-            let settled = Envelope {
-                id: format!("{}:settled", event.key),
-                kind: SETTLED.to_owned(),
-                causation_id: event.id.clone(),
-                payload: Bytes::from_static(b"{}"),
-                ..event.clone()
-            };
-            let emission = "INSERT OR IGNORE INTO outbox (id, body, sent)
-                SELECT ?2, ?3, 0 FROM orders WHERE number = ?1 AND paid >= total";
-            transaction.execute(emission, (&event.key, &settled.id, &settled.encode()[..]))?;
+            transaction.execute(sql, params_from_iter(values))?;
+            let paid = "SELECT changed_at FROM orders WHERE number = ?1 AND paid >= total";
+            let paid = transaction.query_row(paid, [&number], |row| row.get(0)).optional()?;
+            if let Some(time) = paid.map(Timestamp::from_micros) {
+                // The same whichever of its causes comes last, so it names none of them.
+                let event = Envelope {
+                    id: settled.to_str_lossy().into_owned(),
+                    time,
+                    kind: SETTLED.to_owned(),
+                    key: number,
+                    causation_id: String::new(),
+                    content_type: "application/json".to_owned(),
+                    payload: Bytes::from_static(b"{}"),
+                };
+                let emission = "INSERT OR IGNORE INTO outbox (id, body, sent) VALUES (?1, ?2, 0)";
+                transaction.execute(emission, (&event.id, &event.encode()[..]))?;
+            }
         }
         transaction.commit()?;
         Ok(handled)
     }
 
     /// Publishes what waits in the outbox and marks it as sent once it is confirmed. What was sent
-    /// and not marked is sent again, with the same id.
+    /// and not marked is sent again, with the same id. What nobody is bound to holds up nothing: it is
+    /// told, and kept with the mark 2.
     async fn emit(&mut self) -> Result<(), Cause> {
         const WAITING: &str = "SELECT id, body FROM outbox WHERE sent = 0 ORDER BY rowid LIMIT 1";
         let next = |row: &Row<'_>| <(String, Vec<u8>)>::try_from(row);
         while let Some((id, body)) = self.database.query_row(WAITING, [], next).optional()? {
-            tokio::time::timeout(CONFIRM_DEADLINE, self.publish(&id, body.into())).await??;
-            self.database.execute("UPDATE outbox SET sent = 1 WHERE id = ?1", [&id])?;
+            let publishing = self.publish(&id, body.into());
+            let sent = match tokio::time::timeout(CONFIRM_DEADLINE, publishing).await?? {
+                Outcome::Confirmed => 1,
+                Outcome::Returned { reason } => {
+                    tracing::error!(id, reason, "nobody is bound to an event of this service");
+                    self.unroutable.inc();
+                    2
+                }
+                Outcome::Nacked => return Err(format!("a queue refuses `{id}`").into()),
+            };
+            self.database.execute("UPDATE outbox SET sent = ?2 WHERE id = ?1", (&id, sent))?;
         }
         Ok(())
     }
 
-    async fn publish(&mut self, id: &str, body: Bytes) -> Result<(), Cause> {
+    async fn publish(&mut self, id: &str, body: Bytes) -> Result<Outcome, Cause> {
         let properties = Properties {
             message_id: Some(ShortStr::try_from(id)?),
             delivery_mode: Some(DeliveryMode::Persistent),
@@ -147,52 +172,52 @@ impl Orders {
             None => self.emitted.open().await?,
         };
         sink.send(&[message]).await?;
-        let outcomes = sink.outcomes().await?;
-        if outcomes != [Outcome::Confirmed] {
-            return Err(format!("`{id}` was not taken: {outcomes:?}").into());
-        }
+        let outcome = sink.outcomes().await?.pop().ok_or("no outcome")?;
         self.sink = Some(sink);
-        Ok(())
+        Ok(outcome)
     }
 }
 
 impl Change {
     /// Totals and payments add up in any order; of addresses only the newest counts.
-    fn of(event: &Envelope, position: Option<Position>) -> Result<Self, Cause> {
+    fn of(delivery: &Delivery, event: &Envelope) -> Result<Self, Cause> {
+        let number = delivery.key.clone().ok_or("it has no key")?;
+        // Whatever could not be emitted is found out before anything is done.
+        let settled = ShortStr::try_from(format!("{number}:settled").as_str())?;
         let payload: serde_json::Value = serde_json::from_slice(&event.payload)?;
         let missing = |name| format!("its payload has no `{name}`");
-        let number = |name| payload[name].as_i64().ok_or(missing(name));
+        let amount = |name| payload[name].as_i64().ok_or(missing(name));
         let text = |name| payload[name].as_str().ok_or(missing(name));
-        let key = Value::from(event.key.clone());
-        let (sql, values, order) = match event.kind.as_str() {
+        let (key, time) = (Value::from(number.clone()), Value::from(event.time.as_micros()));
+        let (sql, values, policy) = match event.kind.as_str() {
             PLACED => (
-                "INSERT INTO orders (number, total) VALUES (?1, ?2)
-                 ON CONFLICT DO UPDATE SET total = ?2",
-                vec![key, number("total")?.into()],
+                "INSERT INTO orders (number, total, changed_at) VALUES (?1, ?2, ?3)
+                 ON CONFLICT DO UPDATE SET total = ?2, changed_at = max(changed_at, ?3)",
+                vec![key, amount("total")?.into(), time],
                 Order::Accept,
             ),
             PAID => (
-                "INSERT INTO orders (number, paid) VALUES (?1, ?2)
-                 ON CONFLICT DO UPDATE SET paid = paid + ?2",
-                vec![key, number("amount")?.into()],
+                "INSERT INTO orders (number, paid, changed_at) VALUES (?1, ?2, ?3)
+                 ON CONFLICT DO UPDATE SET paid = paid + ?2, changed_at = max(changed_at, ?3)",
+                vec![key, amount("amount")?.into(), time],
                 Order::Accept,
             ),
             MOVED => (
                 "INSERT INTO orders (number, address, moved_at) VALUES (?1, ?2, ?3)
-                 ON CONFLICT DO UPDATE SET address = ?2, moved_at = ?3",
-                vec![key, text("address")?.to_owned().into(), position.map(|at| at.0).into()],
+                 ON CONFLICT DO UPDATE SET address = ?2, moved_at = max(coalesce(moved_at, ?3), ?3)",
+                vec![key, text("address")?.to_owned().into(), time],
                 Order::DropOlder,
             ),
             // Its own, out of a replay: it was emitted, so it is not emitted again.
             SETTLED => (
-                "INSERT INTO outbox (id, body, sent) VALUES (?1, x'', 1)
-                 ON CONFLICT DO UPDATE SET sent = 1",
-                vec![event.id.clone().into()],
+                "INSERT INTO outbox (id, body, sent) VALUES (?1, ?2, 1)
+                 ON CONFLICT DO UPDATE SET body = ?2, sent = 1",
+                vec![delivery.id.clone().into(), delivery.message.body.to_vec().into()],
                 Order::Accept,
             ),
             other => return Err(format!("nothing is known of events of type `{other}`").into()),
         };
-        Ok(Change { sql, values, order })
+        Ok(Change { order: number, settled, sql, values, policy })
     }
 }
 
@@ -216,10 +241,15 @@ async fn main() -> Result<(), Cause> {
         exchange: ShortStr::try_from(exchange.as_str())?,
         emitted: AmqpConnect { broker: broker.clone(), target: to_exchange },
         sink: None,
+        unroutable: Counter::default(),
     };
     orders.database.execute_batch(SCHEMA)?;
+    // What a run before this one left, however long the next event takes to come.
+    orders.emit().await?;
 
     let mut registry = Registry::default();
+    let unroutable = orders.unroutable.clone();
+    registry.register("orders_unroutable", "Own events that nobody is bound to", unroutable);
     let to_letters = AmqpTarget::Queue { queue: letters, via: Via::DefaultExchange };
     let consumer = Consumer {
         settings: Settings {
@@ -227,6 +257,7 @@ async fn main() -> Result<(), Cause> {
             attributes: AttributeRules::enveloped(),
             position: Vec::new(),
             retry: Retry::default(),
+            handle_deadline: 4 * CONFIRM_DEADLINE,
         },
         source: Box::new(AmqpQueue::new(broker.clone(), queue, PREFETCH, WAITING_BYTES_MAX)?),
         dead_letters: Box::new(AmqpConnect { broker, target: to_letters }),

@@ -12,11 +12,13 @@ pub const DEAD_REASON: ShortStr = ShortStr::from_static("x-dacapo-dead-reason");
 pub const DEAD_ATTEMPTS: ShortStr = ShortStr::from_static("x-dacapo-dead-attempts");
 /// Header: the queue that it was delivered from.
 pub const DEAD_QUEUE: ShortStr = ShortStr::from_static("x-dacapo-dead-queue");
-/// Header: the event's id, if it has one; `dacapo replay --id` brings it back once it can be handled.
+/// Header: the event's id, if it has one of at most 2 KiB; `dacapo replay --id` brings it back once it
+/// can be handled.
 pub const DEAD_EVENT_ID: ShortStr = ShortStr::from_static("x-dacapo-dead-event-id");
 
-/// A reason has room beside the event's own headers in a frame of 128 KiB, RabbitMQ's default.
-const REASON_BYTES_MAX: usize = 2_048;
+/// A reason or an id of this size has room beside the event's own headers in a frame of 128 KiB,
+/// RabbitMQ's default.
+const TEXT_BYTES_MAX: usize = 2_048;
 
 /// Why an event was given up.
 #[derive(Debug)]
@@ -53,8 +55,9 @@ impl Death {
         headers.insert(DEAD_REASON, FieldValue::text(cut(&self.reason)));
         headers.insert(DEAD_ATTEMPTS, FieldValue::LongUInt(self.attempts));
         headers.insert(DEAD_QUEUE, FieldValue::text(queue));
-        if let Some(id) = &self.id {
-            headers.insert(DEAD_EVENT_ID, FieldValue::text(cut(id)));
+        // What is cut of an id is another's, or nobody's.
+        if let Some(id) = self.id.as_ref().filter(|id| id.len() <= TEXT_BYTES_MAX) {
+            headers.insert(DEAD_EVENT_ID, FieldValue::text(id.as_str()));
         }
         letter
     }
@@ -74,7 +77,7 @@ pub(crate) fn told(cause: &(dyn Error + 'static)) -> String {
 
 /// Returns as much of a text as a header may have.
 fn cut(text: &str) -> &str {
-    &text[..text.floor_char_boundary(REASON_BYTES_MAX)]
+    &text[..text.floor_char_boundary(TEXT_BYTES_MAX)]
 }
 
 #[cfg(test)]
@@ -113,6 +116,17 @@ mod tests {
     fn a_reason_of_any_length_fits() {
         let letter = death("ü".repeat(10_000)).bare_letter(&message(Some("e-1")), "orders");
         let reason = letter.properties.header("x-dacapo-dead-reason").and_then(FieldValue::as_text);
-        assert_eq!(reason.map(str::len), Some(REASON_BYTES_MAX));
+        assert_eq!(reason.map(str::len), Some(TEXT_BYTES_MAX));
+    }
+
+    #[test]
+    fn an_id_is_told_whole_or_not_at_all() {
+        for (bytes, told) in [(TEXT_BYTES_MAX, Some(TEXT_BYTES_MAX)), (TEXT_BYTES_MAX + 1, None)] {
+            let death = Death { id: Some("e".repeat(bytes)), ..death(String::new()) };
+            let letter = death.letter(&message(Some("e-1")), "orders");
+            let id =
+                letter.properties.header("x-dacapo-dead-event-id").and_then(FieldValue::as_text);
+            assert_eq!(id.map(str::len), told);
+        }
     }
 }

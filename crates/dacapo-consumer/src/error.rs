@@ -6,11 +6,19 @@ use thiserror::Error;
 /// The consumer cannot go on; everything that it had not acked is delivered again to the next.
 #[derive(Debug, Error)]
 pub enum ConsumerError {
-    /// The bus refuses in a way that a new connection would meet again: the queue, or its queue of
-    /// dead letters. (A lost connection is no error: the consumer comes back by itself.)
+    /// The bus refuses the queue in a way that a new connection would meet again. (A lost connection
+    /// is no error: the consumer comes back by itself.)
     #[error("failed to consume queue `{queue}`")]
     Refused {
         /// The queue.
+        queue: String,
+        /// Why.
+        source: BusError,
+    },
+    /// The bus refuses the way to the queue of dead letters, so no event may be taken.
+    #[error("failed to reach where dead letters of queue `{queue}` go")]
+    DeadLettersRefused {
+        /// The queue whose dead letters they are.
         queue: String,
         /// Why.
         source: BusError,

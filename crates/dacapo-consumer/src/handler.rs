@@ -66,7 +66,8 @@ impl Failure {
 pub trait Handler: Send {
     /// Handles one event; when it returns [`Handled::Done`], effect and mark are durable.
     ///
-    /// It may be called again for the same event at any time, also after it succeeded.
+    /// It may be called again for the same event at any time, also after it succeeded; and be dropped
+    /// at any wait of its own, at `Settings::handle_deadline`.
     ///
     /// # Errors
     /// The event was not handled; whatever was done of it must be undone or be harmless when it is
@@ -87,6 +88,9 @@ pub trait Effect: Send {
 }
 
 /// The handler that applies an effect unless the store knows the event.
+///
+/// The store says what the effect holds, and lives and dies with it: whoever rebuilds the effect begins
+/// with an empty store, for what it knows of is dropped as a repeat, also out of a replay.
 #[derive(Debug)]
 pub struct Remembering<S, E> {
     store: S,

@@ -12,7 +12,7 @@ use crate::handler::Handled;
 ///
 /// | metric | counts |
 /// |---|---|
-/// | `events_total{outcome,origin}` | events settled: `handled`, `repeat`, `older`, `dead_lettered`; `live` or `replay` |
+/// | `events_total{outcome,origin}` | events acked: `handled`, `repeat`, `older`, `dead_lettered`; `live` or `replay` |
 /// | `retries_total` | attempts after the first, those during an outage included |
 /// | `reconnections_total` | connections lost |
 /// | `in_flight` | deliveries taken and not acked: 1 while one is handled |
@@ -25,6 +25,25 @@ pub struct Metrics {
 }
 
 type Labels = [(&'static str, &'static str); 2];
+
+/// What became of an event, counted once it is acked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Outcome {
+    outcome: &'static str,
+    origin: &'static str,
+}
+
+impl Outcome {
+    pub(crate) fn handled(handled: Handled, delivery: &Delivery) -> Self {
+        Outcome { outcome: outcome(handled), origin: origin(Some(delivery)) }
+    }
+
+    /// Returns that of a dead letter; of a message that is no event it is not known where it comes
+    /// from.
+    pub(crate) fn dead(delivery: Option<&Delivery>) -> Self {
+        Outcome { outcome: DEAD_LETTERED, origin: origin(delivery) }
+    }
+}
 
 const DEAD_LETTERED: &str = "dead_lettered";
 
@@ -46,7 +65,7 @@ impl Metrics {
             }
         }
         let events = metrics.events.clone();
-        registry.register("events", "Events settled and acked, by outcome and origin", events);
+        registry.register("events", "Events acked, by outcome and origin", events);
         let retries = metrics.retries.clone();
         registry.register("retries", "Attempts after the first", retries);
         let reconnections = metrics.reconnections.clone();
@@ -56,16 +75,7 @@ impl Metrics {
         metrics
     }
 
-    pub(crate) fn count_handled(&self, handled: Handled, delivery: &Delivery) {
-        self.count(outcome(handled), origin(Some(delivery)));
-    }
-
-    /// Counts a dead letter; of a message that is no event it is not known where it comes from.
-    pub(crate) fn count_dead(&self, delivery: Option<&Delivery>) {
-        self.count(DEAD_LETTERED, origin(delivery));
-    }
-
-    fn count(&self, outcome: &'static str, origin: &'static str) {
+    pub(crate) fn count(&self, Outcome { outcome, origin }: Outcome) {
         self.events.get_or_create(&labels(outcome, origin)).inc();
     }
 }

@@ -8,8 +8,8 @@ use crate::handler::Failure;
 /// How often and after which waits an event is tried.
 ///
 /// The event at the head is waited for, so that order holds: all waits together are how long one
-/// poisonous event holds up the others, and must stay well under RabbitMQ's `consumer_timeout` (30
-/// minutes by default).
+/// poisonous event holds up the others, and must stay well under 15 minutes, after which deliveries
+/// go back to the queue, and attempts are counted anew.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Retry {
     /// Attempts before it becomes a dead letter.

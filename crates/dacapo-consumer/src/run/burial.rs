@@ -30,9 +30,10 @@ impl<'a> DeadLetters<'a> {
     }
 
     /// Opens it, unless it is.
-    pub(super) async fn open(&mut self) -> Result<(), BusError> {
+    pub(super) async fn open(&mut self) -> Result<(), ConsumerError> {
         if self.sink.is_none() {
-            self.sink = Some(self.connect.open().await?);
+            let opened = self.connect.open().await;
+            self.sink = Some(opened.map_err(|source| self.refused(source))?);
         }
         Ok(())
     }
@@ -61,8 +62,12 @@ impl<'a> DeadLetters<'a> {
             Err(source @ (BusError::Unsendable { .. } | BusError::TooLarge { .. })) => {
                 Err(ConsumerError::Unburiable { id: id(), source })
             }
-            Err(source) => Err(ConsumerError::Refused { queue: self.queue.to_owned(), source }),
+            Err(source) => Err(self.refused(source)),
         }
+    }
+
+    fn refused(&self, source: BusError) -> ConsumerError {
+        ConsumerError::DeadLettersRefused { queue: self.queue.to_owned(), source }
     }
 
     async fn publish(&mut self, letter: Message) -> Result<Outcome, BusError> {

@@ -57,6 +57,7 @@ impl Setting {
                 },
                 position: Vec::new(),
                 retry: Retry::default(),
+                handle_deadline: Duration::from_secs(5 * 60),
             },
             source: Box::new(bus.subscription(QUEUE, QueueOptions::default(), vec![], prefetch)),
             dead_letters,
@@ -203,6 +204,24 @@ async fn of_a_replay_only_what_was_not_handled_is_handled_and_it_is_told_apart()
     ]);
 }
 
+/// Which is why the two are deleted together before a rebuild.
+#[tokio::test(start_paused = true)]
+async fn an_effect_that_is_lost_comes_back_only_with_an_empty_store() {
+    let (setting, ledger) = (Setting::new(), Ledger::default());
+    let events = [("e-1", 1), ("e-2", 2)];
+    let mut handler = ledger.remembering(Order::Accept);
+    setting.publish(&events);
+    setting.drain(&mut handler).await.unwrap();
+
+    ledger.applied.lock().unwrap().clear();
+    setting.publish(&events);
+    setting.drain(&mut handler).await.unwrap();
+    assert_eq!(ledger.ids(), [""; 0], "the store still knows them");
+    setting.publish(&events);
+    setting.drain(&mut ledger.remembering(Order::Accept)).await.unwrap();
+    assert_eq!(ledger.ids(), ["e-1", "e-2"]);
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_older_event_is_accepted_dropped_or_handed_over_as_late() {
     for (order, expected) in [
@@ -283,6 +302,34 @@ async fn an_outage_however_long_makes_no_dead_letter() {
     setting.drain(&mut ledger.remembering(Order::Accept)).await.unwrap();
     assert_eq!(ledger.ids(), ["e-1"]);
     assert_eq!(setting.bus.depth(DEAD), Some(0));
+}
+
+/// Hangs at its first event, until it is dropped.
+struct Hanging {
+    attempts: u32,
+}
+
+#[async_trait]
+impl Handler for Hanging {
+    async fn handle(&mut self, _: &Delivery) -> Result<Handled, Failure> {
+        self.attempts += 1;
+        if self.attempts < 3 {
+            std::future::pending().await
+        }
+        Ok(Handled::Done)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_handler_that_hangs_is_dropped_at_its_deadline_and_called_again() {
+    let setting = Setting::new();
+    setting.publish(&[("e-1", 1)]);
+    let (mut hanging, start) = (Hanging { attempts: 0 }, Instant::now());
+    setting.drain(&mut hanging).await.unwrap();
+    assert_eq!(hanging.attempts, 3);
+    assert!(start.elapsed() >= Duration::from_secs(10 * 60), "{:?}", start.elapsed());
+    setting
+        .check_metrics(&["events_total{outcome=\"handled\",origin=\"live\"} 1", "retries_total 2"]);
 }
 
 /// A handler that says when it has begun, and ends when it is told to.
