@@ -83,7 +83,9 @@ async fn declare_in(
 }
 
 /// Declares a service's queue with its bindings, and its queue of dead letters: quorum queues that
-/// drop nothing of their own accord. Declaring them again is no error.
+/// drop nothing but what expires or is too much by a message's own wish or a policy's. The first has
+/// one active consumer, so that further ones stand by and order holds; the second refuses what a
+/// policy leaves no room for, so that the service waits. Declaring them again is no error.
 ///
 /// # Errors
 /// No connection or no permission; an exchange that does not exist; or one of the queues is there
@@ -97,7 +99,8 @@ pub async fn declare_service(
     let peer = broker.peer();
     let (queue, dead_letters) = (name_of(queue, &peer)?, name_of(dead_letters, &peer)?);
     let session = broker.connect().await?;
-    let queues = [(&dead_letters, lasting_arguments()), (&queue, lasting_arguments())];
+    let queues =
+        [(&dead_letters, refusing(lasting_arguments())), (&queue, single(lasting_arguments()))];
     let declared = declare_and_bind(&session, queues, &queue, bindings).await;
     session.close().await;
     declared
@@ -147,10 +150,18 @@ fn lasting_arguments() -> FieldTable {
 /// than old ones dropped if a policy limits the length: at-least-once dead-lettering asks for it,
 /// and the head of an archive's queue is the last to give up.
 fn common_arguments() -> FieldTable {
-    let mut arguments = lasting_arguments();
+    refusing(single(lasting_arguments()))
+}
+
+/// Returns the arguments with one active consumer at a time.
+fn single(mut arguments: FieldTable) -> FieldTable {
+    arguments.insert("x-single-active-consumer".into(), AMQPValue::Boolean(true));
     arguments
-        .insert("x-single-active-consumer".into(), AMQPValue::Boolean(true))
-        .insert("x-overflow".into(), text("reject-publish"));
+}
+
+/// Returns the arguments with new messages refused rather than old ones dropped.
+fn refusing(mut arguments: FieldTable) -> FieldTable {
+    arguments.insert("x-overflow".into(), text("reject-publish"));
     arguments
 }
 

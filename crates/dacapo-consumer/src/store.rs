@@ -8,6 +8,7 @@
 
 use std::error::Error;
 use std::num::NonZeroUsize;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
 use thiserror::Error;
@@ -30,7 +31,8 @@ pub use sled::SledStore;
 ///
 /// A repeat of an id that is forgotten is handled again, and an older event of a key that is
 /// forgotten is in order. So ids have to cover what may be delivered twice: the prefetch of every
-/// consumer, and the window of a replay that is taken up again.
+/// consumer, and the window of a replay that is taken up again. Keys have to cover all that a replay
+/// has events of, or history overwrites what is newer; a store warns when it first forgets one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Retention {
     /// Ids of events.
@@ -54,6 +56,23 @@ pub trait ProcessedStore: Send + Sync {
     /// # Errors
     /// The store cannot be written now; it may have recorded it.
     async fn record(&self, id: &str, place: Option<(&str, Position)>) -> Result<(), StoreError>;
+}
+
+/// Warns of the first key that is forgotten.
+#[derive(Debug, Default)]
+struct Forgetting {
+    is_told: AtomicBool,
+}
+
+impl Forgetting {
+    fn warn(&self) {
+        if !self.is_told.swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                "more keys than are kept: of one that is forgotten, an older event counts as in \
+                 order; keep more (`Retention::keys`) before a replay"
+            );
+        }
+    }
 }
 
 /// A store did not do what it was asked; asked again later it may.

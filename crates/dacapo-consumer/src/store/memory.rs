@@ -7,7 +7,7 @@ use std::sync::Mutex;
 use async_trait::async_trait;
 use dacapo_event::Digest;
 
-use super::{ProcessedStore, Retention, StoreError};
+use super::{Forgetting, ProcessedStore, Retention, StoreError};
 use crate::order::{Known, Position};
 
 /// A [`ProcessedStore`] in memory; takes some 150 bytes for each id and key.
@@ -18,6 +18,7 @@ pub struct MemoryStore(Mutex<Remembered>);
 struct Remembered {
     ids: Recent<()>,
     keys: Recent<Position>,
+    forgetting: Forgetting,
 }
 
 /// The most recent entries, by the digest of their names.
@@ -34,7 +35,7 @@ impl MemoryStore {
     pub fn new(retention: Retention) -> Self {
         let ids = Recent::new(retention.ids.get());
         let keys = Recent::new(retention.keys.get());
-        MemoryStore(Mutex::new(Remembered { ids, keys }))
+        MemoryStore(Mutex::new(Remembered { ids, keys, forgetting: Forgetting::default() }))
     }
 }
 
@@ -53,7 +54,9 @@ impl ProcessedStore for MemoryStore {
         if let Some((key, position)) = place {
             let key = digest(key);
             let newest = remembered.keys.get(&key).map_or(position, |newest| newest.max(position));
-            remembered.keys.put(key, newest);
+            if remembered.keys.put(key, newest) {
+                remembered.forgetting.warn();
+            }
         }
         Ok(())
     }
@@ -72,16 +75,14 @@ impl<V: Copy> Recent<V> {
         self.entries.get(name).map(|(_, value)| *value)
     }
 
-    fn put(&mut self, name: Digest, value: V) {
+    /// Puts an entry as the newest; returns whether another was forgotten for it.
+    fn put(&mut self, name: Digest, value: V) -> bool {
         self.age += 1;
         if let Some((age, _)) = self.entries.insert(name, (self.age, value)) {
             self.by_age.remove(&age);
         }
         self.by_age.insert(self.age, name);
-        if self.by_age.len() > self.most
-            && let Some((_, oldest)) = self.by_age.pop_first()
-        {
-            self.entries.remove(&oldest);
-        }
+        let forgotten = (self.by_age.len() > self.most).then(|| self.by_age.pop_first()).flatten();
+        forgotten.is_some_and(|(_, oldest)| self.entries.remove(&oldest).is_some())
     }
 }
