@@ -136,6 +136,20 @@ fn killed_between_emission_and_its_mark_it_emits_again_with_the_same_id() {
 }
 
 #[test]
+fn an_event_of_its_own_that_nobody_is_bound_to_is_told_and_holds_up_nothing() {
+    let platform = Platform::new();
+    let service = Service::new(&platform);
+    service.declare();
+    service.is_not_heard();
+    let events = history(2);
+    platform.publish(&events);
+    let told = service.drain();
+    assert_eq!(service.state(), state_of_twin(&events));
+    assert_eq!(service.outbox(), json!([["order-0:settled", 2], ["order-1:settled", 2]]));
+    assert_eq!(told.unroutable(), 2);
+}
+
+#[test]
 fn a_lost_database_is_rebuilt_by_a_replay_and_nobody_else_hears_of_it() {
     const ORDERS: usize = 41;
     let platform = Platform::new();
@@ -185,11 +199,16 @@ fn poison_goes_to_the_queue_of_dead_letters_with_its_reason_and_the_rest_flows()
     // Short strings that are not UTF-8: lapin would neither read nor send them.
     let mut unreadable = event("unreadable", "order.paid", "order-0", 1, &json!({ "amount": 5 }));
     unreadable["properties"]["type"] = json!({ "hex": "ff" });
-    platform.publish(&[&[poison, nameless, unreadable], &events[..]].concat());
-    let metrics = service.drain_burying(3);
+    let amount = json!({ "amount": 5 });
+    // What it would emit of this order has too long an id.
+    let unspeakable = event("unspeakable", "order.paid", &"o".repeat(248), 1, &amount);
+    let of_nothing = event("of-nothing", "order.paid", "", 1, &amount);
+    let unfit = [poison, nameless, unreadable, unspeakable, of_nothing];
+    platform.publish(&[&unfit, &events[..]].concat());
+    let metrics = service.drain_burying(5);
 
     assert_eq!(service.state(), state_of_twin(&events));
-    assert_eq!(metrics.of("events_total{outcome=\"dead_lettered\",origin=\"live\"}"), 3 + 1);
+    assert_eq!(metrics.of("events_total{outcome=\"dead_lettered\",origin=\"live\"}"), 5 + 1);
     let letters = service.dead_letters();
     let said = |letter: &Value, name: &str| {
         headers(letter)
@@ -203,6 +222,8 @@ fn poison_goes_to_the_queue_of_dead_letters_with_its_reason_and_the_rest_flows()
             "its payload has no `amount`",
             "it has no id, so it cannot be told from a repeat of itself",
             "its properties cannot be read as text or as a table",
+            "`oooooooooooooooooooooooooooooooooooooooo…` has 256 bytes; AMQP allows 255 in a short string",
+            "it has no key",
         ]
     );
     assert_eq!(said(&letters[0], "dead-event-id"), "poison");

@@ -59,6 +59,13 @@ impl Told {
         self.log.matches("a mail is sent").count()
     }
 
+    /// Returns how many of its own events reached nobody.
+    pub(super) fn unroutable(&self) -> usize {
+        let line =
+            self.metrics.lines().find_map(|line| line.strip_prefix("orders_unroutable_total "));
+        line.and_then(|count| count.parse().ok()).expect("it counts them")
+    }
+
     /// Returns the names of its metrics without `dacapo_consumer_`.
     pub(super) fn metrics(&self) -> BTreeSet<&str> {
         let lines = self.metrics.lines().filter(|line| !line.starts_with('#'));
@@ -157,9 +164,9 @@ impl Service {
     /// replay gives these back.
     pub(super) fn state(&self) -> Value {
         self.query(&[
-            "SELECT number, total, paid, address, moved_at FROM orders ORDER BY number",
+            "SELECT number, total, paid, changed_at, address, moved_at FROM orders ORDER BY number",
             "SELECT id FROM handled WHERE id NOT LIKE '%:settled' ORDER BY id",
-            "SELECT id FROM outbox ORDER BY id",
+            "SELECT id, hex(body) FROM outbox ORDER BY id",
         ])
     }
 
@@ -182,6 +189,11 @@ impl Service {
         let messages = self.listening.take(100_000);
         let id = |message: &Value| message["properties"]["message_id"].as_str().map(str::to_owned);
         (messages.iter().filter_map(id).collect(), messages.len())
+    }
+
+    /// Lets nobody get what it emits from now on.
+    pub(super) fn is_not_heard(&self) {
+        ask(&services::amqp(), json!({ "op": "delete_queue", "queue": self.listening.name() }));
     }
 
     /// Deletes its database, as a lost disk would.
