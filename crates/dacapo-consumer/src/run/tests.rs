@@ -314,7 +314,7 @@ impl Handler for Hanging {
     async fn handle(&mut self, _: &Delivery) -> Result<Handled, Failure> {
         self.attempts += 1;
         if self.attempts < 3 {
-            std::future::pending().await
+            std::future::pending::<()>().await;
         }
         Ok(Handled::Done)
     }
