@@ -28,7 +28,7 @@ use crate::handler::{Failure, Handled, Handler};
 use crate::metrics::{Metrics, Outcome};
 use crate::retry::{Backoff, Budget, Next, Retry};
 use burial::DeadLetters;
-use held::Held;
+use held::{HOLD_MAX, Held};
 
 /// How a consumer reads and tries events.
 #[derive(Debug, Clone)]
@@ -193,6 +193,9 @@ impl<F: Future<Output = ()> + Send> Run<'_, F> {
             consumer.metrics.count(outcome);
             consumer.metrics.in_flight.set(0);
             backoff.reset();
+            if is_due(&held) {
+                return Ok(Ended::ToBeReopened);
+            }
         }
     }
 
@@ -286,8 +289,7 @@ impl<F: Future<Output = ()> + Send> Run<'_, F> {
     async fn pause(&mut self, wait: Duration, held: &Held) -> Waited {
         if self.is_shut_down_within(wait).await {
             Waited::Ends(Ended::ShutDown)
-        } else if held.too_long(Instant::now()) {
-            tracing::warn!("deliveries were held for long; they go back to the queue for a while");
+        } else if is_due(held) {
             Waited::Ends(Ended::ToBeReopened)
         } else {
             Waited::Over
@@ -305,6 +307,15 @@ impl<F: Future<Output = ()> + Send> Run<'_, F> {
             }
         }
     }
+}
+
+/// Returns whether what is held goes back to the queue now, and says so.
+fn is_due(held: &Held) -> bool {
+    let is_due = held.too_long(Instant::now());
+    if is_due {
+        tracing::info!(?HOLD_MAX, "deliveries go back to the queue, to come again at once");
+    }
+    is_due
 }
 
 fn refused(consumer: &Consumer, source: BusError) -> ConsumerError {

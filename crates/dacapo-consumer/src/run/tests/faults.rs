@@ -93,6 +93,27 @@ async fn a_dead_letter_that_is_not_taken_for_hours_does_not_hold_the_delivery() 
     assert_eq!(ids.collect::<Vec<_>>(), ["e-1", "e-2"]);
 }
 
+/// Takes two minutes for everything.
+struct Thorough;
+
+#[async_trait]
+impl Handler for Thorough {
+    async fn handle(&mut self, _: &Delivery) -> Result<Handled, Failure> {
+        tokio::time::sleep(Duration::from_secs(120)).await;
+        Ok(Handled::Done)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_waits_behind_slow_events_goes_back_before_the_broker_wants_it_back() {
+    let setting = Setting::new().watched();
+    for n in 0..30 {
+        setting.publish(&[(&format!("e-{n}"), n)]);
+    }
+    setting.drain(&mut Thorough).await.unwrap();
+    setting.check_metrics(&["events_total{outcome=\"handled\",origin=\"live\"} 30"]);
+}
+
 /// Takes everything for poison.
 struct Poisoned;
 
