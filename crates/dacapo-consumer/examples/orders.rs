@@ -69,7 +69,6 @@ struct Orders {
     emitted: AmqpConnect,
     /// The open way to the exchange; absent after an error.
     sink: Option<Box<dyn Sink>>,
-    /// Its own events that no queue is bound to.
     unroutable: Counter,
 }
 
