@@ -11,6 +11,7 @@
 
 use std::collections::HashSet;
 use std::fs::{self, File, OpenOptions};
+use std::hash::{BuildHasher as _, RandomState};
 use std::io::{self, ErrorKind, Write as _};
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
@@ -64,6 +65,9 @@ struct Root {
     identity: (u64, u64),
     /// Directories whose own entries, up to the root, this process has synced.
     synced: Mutex<HashSet<PathBuf>>,
+    /// Tells the temporary files of two stores apart whose processes have the same id: two
+    /// containers that share a volume, for example.
+    salt: u64,
     next_temporary: AtomicU64,
 }
 
@@ -157,6 +161,7 @@ impl Root {
             path: absolute,
             identity: (metadata.dev(), metadata.ino()),
             synced: Mutex::default(),
+            salt: RandomState::new().hash_one(path),
             next_temporary: AtomicU64::new(0),
         })
     }
@@ -197,6 +202,7 @@ impl Root {
             self.make_parents(key)?;
             let temporary = self.write_temporary(bytes)?;
             fs::rename(&temporary.path, &path)?;
+            temporary.is_gone();
             sync_parent(&path)
         };
         replace().map_err(|error| self.failed_put(key, error))
@@ -299,10 +305,11 @@ impl Root {
         create_directory(&directory)?;
         for _ in 0..TEMPORARY_NAMES_MAX {
             let number = self.next_temporary.fetch_add(1, Ordering::Relaxed);
-            let path = directory.join(format!("{}-{number}", std::process::id()));
+            let path =
+                directory.join(format!("{}-{:016x}-{number}", std::process::id(), self.salt));
             match OpenOptions::new().write(true).create_new(true).open(&path) {
                 Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
-                file => return Ok((Temporary { path }, file?)),
+                file => return Ok((Temporary { path, is_there: true }, file?)),
             }
         }
         let reason = format!("no free name in `{}`; remove what is in it", directory.display());
@@ -362,12 +369,23 @@ impl Root {
 /// A file that is removed when its writer is done with it; an object linked to it stays.
 struct Temporary {
     path: PathBuf,
+    is_there: bool,
+}
+
+impl Temporary {
+    /// Notes that it was renamed, so that whoever has its name by now keeps it.
+    fn is_gone(mut self) {
+        self.is_there = false;
+    }
 }
 
 impl Drop for Temporary {
     fn drop(&mut self) {
+        if !self.is_there {
+            return;
+        }
         match fs::remove_file(&self.path) {
-            // After a rename it is not there.
+            // Somebody has cleared the directory.
             Err(error) if !is_absent(&error) => {
                 tracing::warn!(path = %self.path.display(), %error, "temporary file is left");
             }

@@ -90,7 +90,11 @@ fn bench(runs: usize, only: &[&str]) -> Result<()> {
     let mut report = Report { compression: archive.compression()?, ..Report::default() };
     for (name, measure) in GROUPS {
         if only.is_empty() || only.contains(&name) {
-            measure(&archive, runs, &mut report)?;
+            // What was measured before it failed is told all the same.
+            if let Err(error) = measure(&archive, runs, &mut report) {
+                report.tell(&folder)?;
+                return Err(error.context(format!("failed in `{name}`")));
+            }
         }
     }
     report.tell(&folder)

@@ -112,7 +112,8 @@ async fn only_old_remains_are_removed() {
 async fn a_name_left_by_a_killed_process_is_passed_over() {
     let (directory, store) = store().await;
     let taken: Vec<PathBuf> = (0..20)
-        .map(|n| directory.path().join(TEMPORARY).join(format!("{}-{n}", std::process::id())))
+        .map(|n| format!("{}-{:016x}-{n}", std::process::id(), store.root.salt))
+        .map(|name| directory.path().join(TEMPORARY).join(name))
         .collect();
     taken.iter().for_each(|path| fs::write(path, "remains").unwrap());
     store.put_new(&key("a"), Bytes::from_static(b"new")).await.unwrap();
@@ -239,4 +240,24 @@ fn errors_say_what_can_be_done() {
         of(ErrorKind::StorageFull).to_string(),
         "file:///a did not take or give `k`: no storage space"
     );
+}
+
+/// As two containers that share a volume do: both processes have the same id.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn stores_of_one_directory_in_processes_of_one_id_do_not_take_each_others_files() {
+    let (directory, _store) = store().await;
+    let mut writers = tokio::task::JoinSet::new();
+    for writer in 0..4 {
+        let store = FileStore::open(directory.path()).await.unwrap();
+        writers.spawn(async move {
+            for number in 0..200 {
+                let bytes = Bytes::from(format!("{writer} {number}"));
+                store.replace(&key(&format!("heads/{writer}")), bytes.clone()).await.unwrap();
+                let new = key(&format!("chain/{writer}/{number}"));
+                assert_eq!(store.put_new(&new, bytes).await.unwrap(), Put::Created);
+            }
+        });
+    }
+    writers.join_all().await;
+    assert_eq!(temporaries(&directory), Vec::<PathBuf>::new());
 }
