@@ -202,7 +202,7 @@ impl Root {
             self.make_parents(key)?;
             let temporary = self.write_temporary(bytes)?;
             fs::rename(&temporary.path, &path)?;
-            temporary.is_gone();
+            temporary.leave();
             sync_parent(&path)
         };
         replace().map_err(|error| self.failed_put(key, error))
@@ -374,7 +374,7 @@ struct Temporary {
 
 impl Temporary {
     /// Notes that it was renamed, so that whoever has its name by now keeps it.
-    fn is_gone(mut self) {
+    fn leave(mut self) {
         self.is_there = false;
     }
 }
