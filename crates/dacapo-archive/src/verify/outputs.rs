@@ -64,6 +64,7 @@ impl<'a> Outputs<'a> {
             Ok(found) => found,
             Err(problem) => {
                 report.problem(&key, None, problem);
+                self.wrong.insert(first);
                 if within.is_none() {
                     self.end = End::Unknown;
                     self.inputs.clear();
@@ -153,6 +154,10 @@ impl<'a> Outputs<'a> {
         while !missing.is_empty()
             && let Some(output) = reads.try_next().await?
         {
+            // One that is not readable comes after the last that is, and was told.
+            if self.wrong.contains(&output.first) {
+                continue;
+            }
             self.take(output, report, checked);
             missing.retain(|missing| {
                 let stands_for = self.stand_for(&missing.entry, report);

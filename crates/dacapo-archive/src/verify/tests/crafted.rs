@@ -121,6 +121,22 @@ fn a_damaged_last_entry_is_told_once() {
     });
 }
 
+/// Segments are missing with it, so that later outputs are looked for.
+#[test]
+fn a_damaged_last_compaction_entry_is_told_once() {
+    let mut objects = compacted("word", Inputs::Deleted);
+    let (_, first) = layout::parse_compacted(outputs(&objects).last().unwrap()).unwrap();
+    let entry = layout::compaction_entry(&shop(), first);
+    objects.retain(|key, _| *key <= entry || !key.as_str().starts_with("compactions/shop/"));
+    objects.insert(entry.clone(), b"garbage".to_vec().into());
+    block_on(async {
+        let found = problems(&store_of(&objects).await, &[]).await;
+        assert!(found.iter().any(|line| line.contains("is missing")), "{found:#?}");
+        let about = found.iter().filter(|line| line.starts_with(entry.as_str())).count();
+        assert_eq!(about, 1, "{found:#?}");
+    });
+}
+
 /// What an entry claims is not what is read.
 #[test]
 fn an_entry_that_claims_all_bytes_there_are_is_found() {
