@@ -425,11 +425,7 @@ pub async fn entry(
     stream: &StreamName,
     first: Sequence,
 ) -> Result<Option<ChainEntry>, ArchiveError> {
-    let key = layout::chain_entry(stream, first);
-    match get_if_there(store, &key).await? {
-        Some(bytes) => ChainEntry::from_bytes(&key, &bytes)?.at(stream, first).map(Some),
-        None => Ok(None),
-    }
+    read_entry(store, stream, first, ChainEntry::from_bytes).await
 }
 
 /// Returns the entry as [`entry`] does, if it is the very bytes that a writer puts.
@@ -441,9 +437,18 @@ pub(crate) async fn exact_entry(
     stream: &StreamName,
     first: Sequence,
 ) -> Result<Option<ChainEntry>, ArchiveError> {
+    read_entry(store, stream, first, ChainEntry::from_exact_bytes).await
+}
+
+async fn read_entry(
+    store: &dyn Store,
+    stream: &StreamName,
+    first: Sequence,
+    read: fn(&ObjectKey, &[u8]) -> Result<ChainEntry, ArchiveError>,
+) -> Result<Option<ChainEntry>, ArchiveError> {
     let key = layout::chain_entry(stream, first);
     match get_if_there(store, &key).await? {
-        Some(bytes) => ChainEntry::from_exact_bytes(&key, &bytes)?.at(stream, first).map(Some),
+        Some(bytes) => read(&key, &bytes)?.at(stream, first).map(Some),
         None => Ok(None),
     }
 }
@@ -554,49 +559,4 @@ pub(crate) fn list_placed(
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn head() -> Head {
-        Head {
-            stream: "shop".parse().unwrap(),
-            last: 9,
-            digest: Digest::of(b"x"),
-            segment: layout::segment(&"shop".parse().unwrap(), Timestamp::EPOCH, 8),
-            moved_at: Timestamp::EPOCH,
-            source_mark: None,
-        }
-    }
-
-    fn entry() -> ChainEntry {
-        let Head { segment, last, digest, .. } = head();
-        ChainEntry { segment, size: 7, first: 8, last, digest, previous: None }
-    }
-
-    fn changed(bytes: &Bytes, from: &str, to: &str) -> Vec<u8> {
-        let text = String::from_utf8(bytes.to_vec()).unwrap();
-        assert!(text.contains(from), "{text}");
-        text.replacen(from, to, 1).into_bytes()
-    }
-
-    /// A newer object must not be taken for damage, or a repair would replace it.
-    #[test]
-    fn an_object_of_a_newer_version_is_told_from_one_whose_version_was_changed() {
-        let key: ObjectKey = "x".parse().unwrap();
-        let version = "\"format\": 1";
-        let with_more = "\"format\": 2,\n  \"more\": true";
-        let is_newer = |error| matches!(error, ArchiveError::NewerFormat { version: 2, .. });
-        let is_damaged = |error| matches!(error, ArchiveError::Damaged { .. });
-
-        let bytes = entry().to_bytes();
-        let read = |bytes: &[u8]| ChainEntry::from_exact_bytes(&key, bytes).unwrap_err();
-        assert!(is_newer(read(&changed(&bytes, version, with_more))));
-        assert!(is_damaged(read(&changed(&bytes, version, "\"format\": 2"))));
-        assert!(is_damaged(read(&changed(&bytes, version, "\"format\":11"))));
-
-        let bytes = head().to_bytes();
-        let read = |bytes: &[u8]| Head::from_exact_bytes(&key, bytes).unwrap_err();
-        assert!(is_newer(read(&changed(&bytes, version, with_more))));
-        assert!(is_damaged(read(&changed(&bytes, version, "\"format\": 2"))));
-    }
-}
+mod tests;

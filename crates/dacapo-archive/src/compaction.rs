@@ -272,11 +272,7 @@ pub async fn entry(
     stream: &StreamName,
     first: Sequence,
 ) -> Result<Option<CompactionEntry>, ArchiveError> {
-    let key = layout::compaction_entry(stream, first);
-    match chain::get_if_there(store, &key).await? {
-        Some(bytes) => CompactionEntry::from_bytes(&key, &bytes)?.at(stream, first).map(Some),
-        None => Ok(None),
-    }
+    read_entry(store, stream, first, CompactionEntry::from_bytes).await
 }
 
 /// Returns the entry as [`entry`] does, if it is the very bytes that a compaction puts.
@@ -288,9 +284,18 @@ pub(crate) async fn exact_entry(
     stream: &StreamName,
     first: Sequence,
 ) -> Result<Option<CompactionEntry>, ArchiveError> {
+    read_entry(store, stream, first, CompactionEntry::from_exact_bytes).await
+}
+
+async fn read_entry(
+    store: &dyn Store,
+    stream: &StreamName,
+    first: Sequence,
+    read: fn(&ObjectKey, &[u8]) -> Result<CompactionEntry, ArchiveError>,
+) -> Result<Option<CompactionEntry>, ArchiveError> {
     let key = layout::compaction_entry(stream, first);
     match chain::get_if_there(store, &key).await? {
-        Some(bytes) => CompactionEntry::from_exact_bytes(&key, &bytes)?.at(stream, first).map(Some),
+        Some(bytes) => read(&key, &bytes)?.at(stream, first).map(Some),
         None => Ok(None),
     }
 }
