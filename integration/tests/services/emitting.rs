@@ -239,6 +239,20 @@ fn a_body_becomes_the_protobuf_message_of_a_descriptor_set() {
     let message = queue.take(1).remove(0);
     assert_eq!(message["body"], "\n\u{2}e1\u{10}\u{5}:\u{1}a", "fields 1, 2 and 7");
     assert_eq!(message["properties"]["content_type"], "application/x-protobuf");
+    let given = ["--content-type", "application/json"];
+    let args = [
+        "emit",
+        "--exchange",
+        &platform.exchange,
+        "--routing-key",
+        "k",
+        "--descriptor-set",
+        &set,
+        "--body",
+        "{}",
+    ];
+    platform.dacapo.run(args.iter().chain(&given)).check(0);
+    assert_eq!(queue.take(1)[0]["properties"]["content_type"], "application/json", "as was said");
     let output = emit(r#"{"id": "e1", "colour": "red"}"#);
     output.check(2);
     for words in ["dacapo.envelope.v1.Envelope", "colour"] {

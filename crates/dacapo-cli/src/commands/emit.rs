@@ -57,7 +57,10 @@ pub async fn run(args: &EmitArgs, settings: &Settings, output: &Output) -> anyho
     let (events, numbered) = mpsc::channel(AHEAD);
     match &args.file {
         None => {
-            let message = shape.complete(one(args, settings.now())?).map_err(Failure::usage)?;
+            let mut message = shape.complete(one(args, settings.now())?).map_err(Failure::usage)?;
+            if let Some(given) = &args.content_type {
+                message.properties.content_type = Some(short("--content-type", given)?);
+            }
             events.try_send(Ok((1, message))).expect("the channel is empty");
             drop(events);
         }
@@ -122,8 +125,7 @@ fn one(args: &EmitArgs, now: Timestamp) -> anyhow::Result<Message> {
         Some(path) => read_bounded(Path::new(path), BODY_BYTES_MAX)?.into(),
         None => Bytes::copy_from_slice(body.as_bytes()),
     };
-    let is_json = || serde_json::from_slice::<serde::de::IgnoredAny>(&body).is_ok();
-    let content_type = args.content_type.as_deref().or_else(|| is_json().then_some(JSON));
+    let is_json = serde_json::from_slice::<serde::de::IgnoredAny>(&body).is_ok();
     let mut headers = FieldTable::new();
     for header in &args.headers {
         let (name, value) = header
@@ -136,7 +138,7 @@ fn one(args: &EmitArgs, now: Timestamp) -> anyhow::Result<Message> {
     Ok(Message {
         body,
         properties: Properties {
-            content_type: optional("--content-type", content_type)?,
+            content_type: is_json.then(|| ShortStr::from_static(JSON)),
             headers: (!headers.is_empty()).then_some(headers),
             message_id: optional("--id", args.id.as_deref())?,
             kind: optional("--type", args.kind.as_deref())?,
