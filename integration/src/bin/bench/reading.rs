@@ -31,7 +31,7 @@ pub(crate) fn measure(archive: &Archive, runs: usize, report: &mut Report) -> Re
     Ok(())
 }
 
-/// A scan that decodes everything and looks at a header of each event, against `zstd -d` of the
+/// A scan that decodes everything and asks for the type of each event, against `zstd -d` of the
 /// same bodies, in seconds of one processor.
 fn beside_zstd(archive: &Archive, runs: usize, report: &mut Report) -> Result<()> {
     let bodies = archive.path("bodies");
