@@ -6,6 +6,7 @@
 //! `x-death`.
 
 use bytes::Bytes;
+use dacapo_bus::Parked;
 use dacapo_event::{FieldTable, FieldValue, Message, ShortStr};
 
 /// Headers that a quorum queue adds on delivery. A publisher's own of that name is overwritten by
@@ -22,9 +23,6 @@ const LAST_DEATH: [(&str, &str); 3] = [
     ("x-last-death-reason", "reason"),
     ("x-last-death-exchange", "exchange"),
 ];
-
-/// The reason of a message in the parking queue that no dead-lettering brought there.
-const PUBLISHED: &str = "published";
 
 /// Takes off what the broker adds on delivery. A table with nothing else in it was not there:
 /// publishers leave headers out far more often than they send an empty table.
@@ -45,14 +43,16 @@ pub(crate) fn remove_broker_headers(message: &mut Message) {
 ///
 /// Entries of earlier dead-lettering, which the message was published with, stay.
 pub(crate) fn restore(message: &mut Message, queue: &ShortStr) -> String {
-    let Some(headers) = &mut message.properties.headers else { return PUBLISHED.to_owned() };
+    let Some(headers) = &mut message.properties.headers else {
+        return Parked::PUBLISHED.to_owned();
+    };
     let Some(FieldValue::Array(mut deaths)) = headers.remove(DEATHS) else {
-        return PUBLISHED.to_owned();
+        return Parked::PUBLISHED.to_owned();
     };
     let ours = deaths.iter().position(|death| text_of(death, "queue") == Some(queue.as_bytes()));
     let Some(FieldValue::Table(death)) = ours.map(|at| deaths.remove(at)) else {
         headers.insert(ShortStr::from_static(DEATHS), FieldValue::Array(deaths));
-        return PUBLISHED.to_owned();
+        return Parked::PUBLISHED.to_owned();
     };
 
     let first_is_ours = headers.get(FIRST_DEATH[0]).and_then(bytes_of) == Some(queue.as_bytes());

@@ -88,7 +88,7 @@ impl HeadJson {
 const RECORD_BYTES_MAX: u64 = 64 * 1024;
 
 /// Version of the JSON objects; they change less often than the segment format.
-const JSON_FORMAT: u32 = 1;
+pub(crate) const JSON_FORMAT: u32 = 1;
 
 impl ChainEntry {
     /// Returns the entry that commits this segment.
@@ -283,7 +283,7 @@ pub(crate) fn check_exact(
     ))
 }
 
-fn check_format(key: &ObjectKey, version: u32) -> Result<(), ArchiveError> {
+pub(crate) fn check_format(key: &ObjectKey, version: u32) -> Result<(), ArchiveError> {
     if version == 0 {
         return Err(ArchiveError::damaged(key, "its `format` is 0, which no version has"));
     }
@@ -466,7 +466,7 @@ pub(crate) async fn get_if_there(
 }
 
 /// Returns the bytes of an object that should be small.
-async fn record(store: &dyn Store, key: &ObjectKey) -> Result<Bytes, ArchiveError> {
+pub(crate) async fn record(store: &dyn Store, key: &ObjectKey) -> Result<Bytes, ArchiveError> {
     let bytes = store.get(key, ByteRange::Suffix(RECORD_BYTES_MAX)).await?;
     if bytes.len() as u64 == RECORD_BYTES_MAX {
         return Err(ArchiveError::damaged(key, "it is larger than any chain entry or head"));

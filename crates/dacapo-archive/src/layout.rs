@@ -10,12 +10,14 @@
 //! compacted/stream=S/date=…/hour=…/00000000000000000001-0123456789abcdef.parquet
 //!                                      made of many segments; the digest keeps attempts apart
 //! compactions/S/00000000000000000001.json   write-once: puts the output in their place
+//! barriers/ID/S.json                   write-once: how far the stream had come at a barrier
 //! probe/…                              left behind only by a writer killed while it probed
 //! ```
 //!
 //! Keys of one stream sort by time and then by sequence, and sequences are written
 //! with 20 digits so that their text sorts as their numbers do.
 
+use dacapo_event::barrier::BarrierId;
 use dacapo_event::{Digest, Sequence, StreamName, Timestamp, percent};
 
 use crate::store::ObjectKey;
@@ -28,6 +30,9 @@ pub const CHAIN: &str = "chain/";
 pub const HEADS: &str = "heads/";
 /// Prefix of all definitions of brokers.
 pub const DEFINITIONS: &str = "definitions/";
+
+/// Prefix of the answers to barriers; not part of the archive.
+pub const BARRIERS: &str = "barriers/";
 
 /// Prefix of what `archive repair` replaced; not part of the archive.
 pub const DAMAGED: &str = "damaged/";
@@ -75,6 +80,22 @@ pub fn end_of_chain(stream: &StreamName) -> ObjectKey {
 /// Returns the key of a stream's head.
 pub fn head(stream: &StreamName) -> ObjectKey {
     key(format!("{HEADS}{stream}.json"))
+}
+
+/// Returns the key of a stream's answer to a barrier.
+pub fn barrier(id: &BarrierId, stream: &StreamName) -> ObjectKey {
+    key(format!("{BARRIERS}{id}/{stream}.json"))
+}
+
+/// Returns the prefix of all answers to a barrier.
+pub fn barriers_of(id: &BarrierId) -> String {
+    format!("{BARRIERS}{id}/")
+}
+
+/// Returns the barrier and stream of an answer's key, or nothing if it is not one.
+pub fn parse_barrier(key: &ObjectKey) -> Option<(BarrierId, StreamName)> {
+    let (id, file) = key.as_str().strip_prefix(BARRIERS)?.split_once('/')?;
+    Some((id.parse().ok()?, file.strip_suffix(".json")?.parse().ok()?))
 }
 
 /// Returns the key of the record of the last successful verification; not part of the archive.

@@ -20,6 +20,7 @@ mod summary;
 mod testing;
 mod writer;
 
+pub mod barrier;
 pub mod chain;
 pub mod compact;
 pub mod compaction;

@@ -3,14 +3,16 @@
 //! One session on one source is one [`Core`]. The session feeds it what happened and carries out
 //! the steps that it returns.
 //!
-//! Invariants: [`Step::Ack`] is returned only after the append of every event up to its tag was
-//! reported; at most one segment is in flight and one is being filled.
+//! Invariants: [`Step::Ack`] is returned only after the append of every event up to its tag and the
+//! answer to every barrier up to it was reported; a barrier is answered only after every event before
+//! it is durable; at most one segment is in flight and one is being filled.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use dacapo_bus::{Delivery, DeliveryTag};
 use dacapo_event::attributes::AttributeRules;
+use dacapo_event::barrier::{self, BarrierId};
 use dacapo_event::{Digest, Sequence, StreamName, Timestamp, marking};
 use tokio::time::Instant;
 
@@ -39,6 +41,9 @@ pub(crate) enum Step {
     Seal(Encode, Option<Digest>),
     /// Make it durable, then report with [`Core::appended`].
     Append(Finished),
+    /// Put the answer to this barrier, which comes after this sequence and before the next; then
+    /// report with [`Core::answered`].
+    Answer(BarrierId, Sequence),
     /// Ack everything up to this delivery.
     Ack(DeliveryTag),
     /// Close the source: deliveries were held for too long.
@@ -54,6 +59,11 @@ pub(crate) enum Intake {
     Event,
     /// It is a replay of an event that the archive has.
     Replayed,
+    /// It is a barrier, which will be answered.
+    Barrier,
+    /// It is a barrier that the broker took out of its place in the queue: nobody could say what
+    /// came before it.
+    DisplacedBarrier,
 }
 
 pub(crate) struct Core {
@@ -70,15 +80,20 @@ pub(crate) struct Core {
     batch_bytes: usize,
     in_flight: Option<Run>,
     finished: Option<Finished>,
-    ack: Option<Run>,
+    /// Deliveries of which every event is durable.
+    durable: Option<Run>,
+    answering: bool,
 }
 
 /// Deliveries in order, up to a tag.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Default)]
 struct Run {
     deliveries: u64,
     last_tag: DeliveryTag,
     since: Option<Instant>,
+    /// The barriers among them, the first last, and how many events of the run come before each;
+    /// once it is sealed, the last sequence before each.
+    barriers: Vec<(BarrierId, u64)>,
 }
 
 /// Whether deliveries are taken.
@@ -116,7 +131,8 @@ impl Core {
             batch_bytes: 0,
             in_flight: None,
             finished: None,
-            ack: None,
+            durable: None,
+            answering: false,
         }
     }
 
@@ -130,6 +146,13 @@ impl Core {
         self.filling.deliveries += 1;
         self.filling.last_tag = delivery.tag;
         self.filling.since.get_or_insert(now);
+        if let Some(barrier) = barrier::of(&delivery.message) {
+            if delivery.parked.is_some_and(|parked| parked.is_displaced()) {
+                return Intake::DisplacedBarrier;
+            }
+            self.filling.barriers.push((barrier, self.events));
+            return Intake::Barrier;
+        }
         if marking::is_replayed(&delivery.message) {
             return Intake::Replayed;
         }
@@ -157,7 +180,11 @@ impl Core {
     }
 
     pub(crate) fn appended(&mut self) {
-        self.ack = self.in_flight.take();
+        self.durable = self.in_flight.take();
+    }
+
+    pub(crate) fn answered(&mut self) {
+        self.answering = false;
     }
 
     /// Takes no more deliveries, and seals what there is.
@@ -175,8 +202,8 @@ impl Core {
 
     /// Returns how many deliveries were taken and not acked.
     pub(crate) fn unacked(&self) -> u64 {
-        let runs = [Some(self.filling), self.in_flight, self.ack];
-        runs.iter().flatten().map(|run| run.deliveries).sum()
+        let runs = [Some(&self.filling), self.in_flight.as_ref(), self.durable.as_ref()];
+        runs.into_iter().flatten().map(|run| run.deliveries).sum()
     }
 
     /// Returns when to ask for a step although nothing happened; always in the future, right after
@@ -192,13 +219,24 @@ impl Core {
 
     /// Returns the next thing to do, if there is one.
     pub(crate) fn step(&mut self, now: Instant) -> Option<Step> {
-        if let Some(run) = self.ack.take() {
-            return Some(Step::Ack(run.last_tag));
+        let held_too_long = self.oldest().is_some_and(|oldest| now >= oldest + HOLD_MAX);
+        if let Some(run) = &mut self.durable {
+            // The store is asked one thing at a time, so nothing is appended meanwhile.
+            if self.answering {
+                return held_too_long.then_some(Step::GiveBack);
+            }
+            if let Some((barrier, sequence)) = run.barriers.pop() {
+                self.answering = true;
+                return Some(Step::Answer(barrier, sequence));
+            }
+            let tag = run.last_tag;
+            self.durable = None;
+            return Some(Step::Ack(tag));
         }
         if let Some(finished) = self.finished.take() {
             return Some(Step::Append(finished));
         }
-        if self.oldest().is_some_and(|oldest| now >= oldest + HOLD_MAX) {
+        if held_too_long {
             return Some(Step::GiveBack);
         }
         if self.events > 0 {
@@ -206,21 +244,40 @@ impl Core {
         } else if self.in_flight.is_some() {
             None
         } else if self.filling.deliveries > 0 {
-            // Nothing but replayed events, and nothing before them is waiting to be durable.
-            self.rolls(now).then(|| Step::Ack(std::mem::take(&mut self.filling).last_tag))
+            self.step_without_events(now)
         } else {
             (self.intake == Open::Stopping).then_some(Step::Stop)
         }
     }
 
+    /// Deals with nothing but replayed events and barriers; nothing before them is waiting to be
+    /// durable.
+    fn step_without_events(&mut self, now: Instant) -> Option<Step> {
+        if !self.rolls(now) {
+            return None;
+        }
+        if self.filling.barriers.is_empty() {
+            return Some(Step::Ack(std::mem::take(&mut self.filling).last_tag));
+        }
+        let (next, _) = match self.end {
+            End::Known { next, previous } => (next, previous),
+            End::Unknown | End::Asked => return self.ask_for_the_end(),
+        };
+        self.durable = Some(std::mem::take(&mut self.filling).sealed_at(next));
+        self.step(now)
+    }
+
+    fn ask_for_the_end(&mut self) -> Option<Step> {
+        match std::mem::replace(&mut self.end, End::Asked) {
+            End::Unknown => Some(Step::Open),
+            End::Asked | End::Known { .. } => None,
+        }
+    }
+
     fn step_of_segment(&mut self, now: Instant) -> Option<Step> {
         let (next, previous) = match self.end {
-            End::Unknown => {
-                self.end = End::Asked;
-                return Some(Step::Open);
-            }
-            End::Asked => return None,
             End::Known { next, previous } => (next, previous),
+            End::Unknown | End::Asked => return self.ask_for_the_end(),
         };
         let seal = self.in_flight.is_none() && self.rolls(now);
         let full = self.batch_bytes >= BATCH_BYTES || self.batch.len() >= BATCH_EVENTS;
@@ -242,13 +299,14 @@ impl Core {
         if !seal {
             return Some(Step::Encode(encode));
         }
-        self.in_flight = Some(std::mem::take(&mut self.filling));
+        self.in_flight = Some(std::mem::take(&mut self.filling).sealed_at(next));
         self.events = 0;
         Some(Step::Seal(encode, previous))
     }
 
     fn rolls(&self, now: Instant) -> bool {
         self.intake == Open::Stopping
+            || !self.filling.barriers.is_empty()
             || matches!(decide(&self.policy, &self.filled(), now), Roll::Old | Roll::Full)
     }
 
@@ -265,7 +323,19 @@ impl Core {
     }
 
     fn oldest(&self) -> Option<Instant> {
-        self.in_flight.and_then(|run| run.since).or(self.filling.since)
+        let runs = [self.durable.as_ref(), self.in_flight.as_ref(), Some(&self.filling)];
+        runs.into_iter().flatten().find_map(|run| run.since)
+    }
+}
+
+impl Run {
+    /// Gives the barriers their sequences, now that the first one of the run's events is known.
+    fn sealed_at(mut self, first: Sequence) -> Self {
+        for (_, before) in &mut self.barriers {
+            *before += first - 1;
+        }
+        self.barriers.reverse();
+        self
     }
 }
 

@@ -24,6 +24,7 @@ pub struct Metrics {
     segments: Counter,
     parked: Family<[(&'static str, &'static str); 1], Counter>,
     skipped: Counter,
+    barriers: Family<[(&'static str, &'static str); 1], Counter>,
     failed_puts: Counter,
     fenced: Counter,
     store_up: Gauge,
@@ -70,6 +71,10 @@ const PARKED_REASONS: [&str; 6] =
 
 const OTHER_REASON: &str = "other";
 
+/// What became of a barrier.
+const ANSWERED: &str = "answered";
+const DISPLACED: &str = "displaced";
+
 const NOT_YET: &str = "not connected to the bus yet";
 
 const LAG_HELP: &str = "How old the newest loss would be if the broker were lost now: 0 while the queue is \
@@ -95,6 +100,7 @@ impl Metrics {
             segments: Counter::default(),
             parked: Family::default(),
             skipped: Counter::default(),
+            barriers: Family::default(),
             failed_puts: Counter::default(),
             fenced: Counter::default(),
             store_up: Gauge::default(),
@@ -108,6 +114,9 @@ impl Metrics {
         metrics.store_up.set(1);
         for reason in PARKED_REASONS.into_iter().chain([OTHER_REASON]) {
             drop(metrics.parked.get_or_create(&[("reason", reason)]));
+        }
+        for outcome in [ANSWERED, DISPLACED] {
+            drop(metrics.barriers.get_or_create(&[("outcome", outcome)]));
         }
         registry.register("events", "Events made durable", metrics.events.clone());
         registry.register(
@@ -130,6 +139,11 @@ impl Metrics {
             "skipped_replayed",
             "Deliveries that were replays of archived events and were not archived again",
             metrics.skipped.clone(),
+        );
+        registry.register(
+            "barriers",
+            "Barriers taken off the queue, by whether they were answered or had lost their place",
+            metrics.barriers.clone(),
         );
         registry.register(
             "failed_puts",
@@ -241,6 +255,14 @@ impl Metrics {
 
     pub(crate) fn put_failed(&self) {
         self.failed_puts.inc();
+    }
+
+    pub(crate) fn answered_a_barrier(&self) {
+        self.barriers.get_or_create(&[("outcome", ANSWERED)]).inc();
+    }
+
+    pub(crate) fn dropped_a_barrier(&self) {
+        self.barriers.get_or_create(&[("outcome", DISPLACED)]).inc();
     }
 
     pub(crate) fn skipped(&self) {

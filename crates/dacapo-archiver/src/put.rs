@@ -2,9 +2,11 @@
 
 use std::sync::Arc;
 
+use dacapo_archive::barrier::{self, Reached};
 use dacapo_archive::store::{Store, StoreError};
 use dacapo_archive::{ArchiveError, Sealed, StreamWriter};
-use dacapo_event::{Clock, StreamName};
+use dacapo_event::barrier::BarrierId;
+use dacapo_event::{Clock, Sequence, StreamName};
 
 use crate::backoff::Backoff;
 use crate::metrics::Metrics;
@@ -89,6 +91,32 @@ impl Place {
                     metrics.put_failed();
                     metrics.store_fails(&error);
                 }
+                Err(error) => return Err(error),
+            }
+            tokio::time::sleep(backoff.wait()).await;
+        }
+    }
+
+    /// Puts the answer to a barrier, however long the store is down.
+    ///
+    /// # Errors
+    /// What waiting does not mend ([`waits_out`]).
+    pub(crate) async fn answer_patiently(
+        &self,
+        barrier: &BarrierId,
+        sequence: Sequence,
+        metrics: &Metrics,
+    ) -> Result<(), ArchiveError> {
+        let mut backoff = Backoff::new();
+        loop {
+            let (stream, answered_at) = (self.stream.clone(), (self.clock)());
+            let reached = Reached { stream, sequence, answered_at };
+            match barrier::answer(&*self.store, barrier, &reached).await {
+                Ok(()) => {
+                    metrics.store_answers();
+                    return Ok(());
+                }
+                Err(error) if waits_out(&error) => metrics.store_fails(&error),
                 Err(error) => return Err(error),
             }
             tokio::time::sleep(backoff.wait()).await;

@@ -73,6 +73,7 @@ enum Input {
     Encoded(Result<Encoded, ArchiveError>),
     Opened(Result<StreamWriter, ArchiveError>),
     Appended(Result<(StreamWriter, Finished), ArchiveError>),
+    Answered(Result<(), ArchiveError>),
     Peeked(Result<Option<Timestamp>, ArchiveError>),
     Due,
     Poll,
@@ -205,6 +206,11 @@ impl<'a> Session<'a> {
                 return Ok(Some(Ended::Fenced(error)));
             }
             Input::Appended(Err(error)) => return Err(error.into()),
+            Input::Answered(answered) => {
+                answered?;
+                self.core.answered();
+                self.context.metrics.answered_a_barrier();
+            }
             Input::Peeked(Ok(moved_at)) => {
                 // Of a store that is being written to, the writing says more than this reading.
                 if self.storing.is_none() {
@@ -244,6 +250,13 @@ impl<'a> Session<'a> {
                     Input::Appended(appended.map(|writer| (writer, finished)))
                 }));
             }
+            Step::Answer(barrier, sequence) => {
+                self.storing = Some(Box::pin(async move {
+                    let answered = place.answer_patiently(&barrier, sequence, metrics).await;
+                    tracing::info!(%barrier, sequence, "a barrier is reached");
+                    Input::Answered(answered)
+                }));
+            }
             Step::Ack(tag) => return Ok(self.ack(tag).await.err().map(Ended::Lost)),
             Step::GiveBack => return Ok(Some(Ended::GaveBack)),
             Step::Stop if self.stop_by.is_none() => return Ok(Some(Ended::Renewed)),
@@ -272,9 +285,16 @@ impl<'a> Session<'a> {
             }
         }
         let archived_at = (self.context.place.clock)();
-        if self.core.delivered(delivery, archived_at, Instant::now()) == Intake::Replayed {
-            metrics.skipped();
-            self.totals.skipped += 1;
+        match self.core.delivered(delivery, archived_at, Instant::now()) {
+            Intake::Event | Intake::Barrier => {}
+            Intake::Replayed => {
+                metrics.skipped();
+                self.totals.skipped += 1;
+            }
+            Intake::DisplacedBarrier => {
+                metrics.dropped_a_barrier();
+                tracing::warn!("a barrier lost its place in the queue and is not answered");
+            }
         }
     }
 

@@ -27,8 +27,19 @@ pub struct Delivery {
 /// Why a message was parked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Parked {
-    /// The bus's word: `expired`, `delivery_limit`, `rejected`, `maxlen`; or `unreadable`.
+    /// The bus's word: `expired`, `delivery_limit`, `rejected`, `maxlen`; or `unreadable`; or
+    /// [`Parked::PUBLISHED`].
     pub reason: String,
+}
+
+impl Parked {
+    /// The reason of a message that was published to the parking queue, and not set aside.
+    pub const PUBLISHED: &str = "published";
+
+    /// Returns whether the message was taken out of its place in another queue.
+    pub fn is_displaced(&self) -> bool {
+        self.reason != Self::PUBLISHED
+    }
 }
 
 /// Delivers the messages of one queue and its parking queue.

@@ -17,6 +17,7 @@ mod short;
 mod time;
 
 pub mod attributes;
+pub mod barrier;
 pub mod envelope;
 pub mod marking;
 pub mod ndjson;

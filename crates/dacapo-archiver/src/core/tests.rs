@@ -51,6 +51,7 @@ async fn until_append(core: &mut Core) -> Finished {
             }
             Step::Append(finished) => return finished,
             Step::Ack(tag) => panic!("{tag} was acked before the append"),
+            Step::Answer(barrier, _) => panic!("`{barrier}` was answered before the append"),
             Step::GiveBack | Step::Stop => panic!("there is more to append"),
         }
     }
@@ -139,6 +140,65 @@ async fn what_cannot_be_encoded_yet_is_bounded() {
         take(&mut core, taken, message());
     }
     assert!(taken > 1_000 && taken <= 2 * BATCH_EVENTS as u64, "{taken} were taken");
+}
+
+fn barrier(id: &str) -> Message {
+    barrier::message(&id.parse().unwrap(), ShortStr::from_static("archive"))
+}
+
+#[track_caller]
+fn check_answer(core: &mut Core, expected: &str, sequence: Sequence) {
+    match step(core) {
+        Some(Step::Answer(barrier, at)) => {
+            assert_eq!((barrier.as_str(), at), (expected, sequence));
+        }
+        _ => panic!("an answer to `{expected}` is due"),
+    }
+    assert!(step(core).is_none(), "nothing to do while it is being put");
+    core.answered();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_barrier_seals_and_is_answered_between_the_append_and_the_ack() {
+    let mut core = core(100);
+    take(&mut core, 1, message());
+    assert_eq!(take(&mut core, 2, barrier("a")), Intake::Barrier);
+    take(&mut core, 3, message());
+    take(&mut core, 4, barrier("b"));
+    let first = until_append(&mut core).await;
+    assert_eq!(first.sealed.summary.events(), 2);
+    // These fill the next segment meanwhile.
+    take(&mut core, 5, message());
+    take(&mut core, 6, barrier("c"));
+    assert!(step(&mut core).is_none());
+    core.appended();
+    check_answer(&mut core, "a", 1);
+    check_answer(&mut core, "b", 2);
+    check_ack(&mut core, 4);
+    until_append(&mut core).await;
+    core.appended();
+    check_answer(&mut core, "c", 3);
+    check_ack(&mut core, 6);
+    take(&mut core, 7, replayed());
+    take(&mut core, 8, barrier("d"));
+    check_answer(&mut core, "d", 3);
+    check_ack(&mut core, 8);
+    assert_eq!(core.unacked(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_barrier_that_cannot_be_answered_is_given_back_before_the_broker_would_close_the_channel()
+{
+    let mut core = core(100);
+    take(&mut core, 1, barrier("a"));
+    assert!(matches!(step(&mut core), Some(Step::Open)));
+    assert!(step(&mut core).is_none());
+    core.opened(1, None);
+    assert!(matches!(step(&mut core), Some(Step::Answer(..))));
+    let deadline = core.deadline(Instant::now()).unwrap();
+    tokio::time::advance(HOLD_MAX).await;
+    assert_eq!(deadline, Instant::now());
+    assert!(matches!(step(&mut core), Some(Step::GiveBack)));
 }
 
 #[tokio::test(start_paused = true)]

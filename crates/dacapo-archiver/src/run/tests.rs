@@ -202,6 +202,7 @@ async fn a_stream_that_moved_while_the_archiver_waited_is_continued_at_its_new_e
     assert_eq!(ids(&sound(&inner).await), ["rival", "e-1"]);
 }
 
+mod barriers;
 mod faults;
 
 /// Sources that hand out so many deliveries and then are to be opened anew.
