@@ -16,16 +16,19 @@ use super::{GAP_BYTES_MAX, Segment, coalesce};
 use crate::ArchiveError;
 use crate::store::{ByteRange, ObjectKey, Store, StoreError};
 
-/// Read from the end of a segment in the first request: holds footer and page index of all but
-/// large segments.
-const TAIL_BYTES: u64 = 64 * 1024;
+/// Read from the end of a segment in the first request, beside a share of its size: footer and page
+/// index of one row group are some 4 KB, and a platform's types and routing keys come to that.
+const TAIL_BYTES_MIN: u64 = 8 * 1024;
+
+/// The share of a segment's size: each further row group, 8 MiB of bodies that are stored as a fifth
+/// of that or more, has some 2.7 KB at the end.
+const TAIL_SHARE: u64 = 512;
+
+/// No more is read of the end of a huge object before its footer says how large that is.
+const TAIL_BYTES_MAX: u64 = 1024 * 1024;
 
 /// The most of the end that is kept.
 const KEPT_BYTES: u64 = Segment::ONE_REQUEST_BYTES;
-
-/// Of an object up to this size no more than can be kept is read at first, so that reading all of
-/// it never costs more bytes than it has.
-const MIDDLING_BYTES_MAX: u64 = 512 * 1024;
 
 /// One object and its end.
 #[derive(Debug, Clone)]
@@ -106,8 +109,7 @@ pub(super) async fn open<T>(
     if size == 0 {
         return Err(ArchiveError::damaged(key, "it is empty"));
     }
-    let wanted = if size <= MIDDLING_BYTES_MAX { KEPT_BYTES } else { TAIL_BYTES };
-    let tail = store.get(key, ByteRange::Suffix(wanted.min(size))).await?;
+    let tail = store.get(key, ByteRange::Suffix(tail_bytes(size))).await?;
     let tail_start = size.saturating_sub(tail.len() as u64);
     let end = End { key, size, store: &*store, tail_start, tail: &tail };
 
@@ -134,6 +136,14 @@ pub(super) async fn open<T>(
             }
         }
     }
+}
+
+/// Returns how much of an object's end holds its footer and page index, most likely.
+fn tail_bytes(size: u64) -> u64 {
+    if size <= Segment::ONE_REQUEST_BYTES {
+        return size;
+    }
+    (TAIL_BYTES_MIN + size / TAIL_SHARE).min(TAIL_BYTES_MAX)
 }
 
 /// The end of an object, of which `tail` was read.

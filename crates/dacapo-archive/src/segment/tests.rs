@@ -10,6 +10,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::store::memory::MemoryStore;
+use crate::store::metered::{Metered, ReadTotals};
 use crate::{Sealed, SegmentBuilder};
 
 fn event(sequence: u64) -> Event {
@@ -107,6 +108,41 @@ async fn pages_and_bloom_filters_narrow_the_rows() {
     assert!(ids.may_contain("id-17"));
     assert!(!ids.may_contain("nobody"));
     assert!(segment.bloom(0, PrunedBy::Time).await.unwrap().is_none());
+}
+
+/// A body of 4 KB of which a fifth is left when it is stored.
+fn record(sequence: u64) -> Bytes {
+    let mut state = sequence.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let mut lines = String::new();
+    while lines.len() < 4_000 {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        lines += &format!("{{\"article\":\"{:010x}\",\"warehouse\":\"north\"}},", state >> 24);
+    }
+    lines.into()
+}
+
+/// Opens a segment of so many events; returns its row groups and what that read.
+async fn opening(events: u64) -> (usize, u64, ReadTotals) {
+    let with_body = |sequence| {
+        let mut event = event(sequence);
+        event.message.body = record(sequence);
+        event
+    };
+    let bytes = sealed((1..=events).map(with_body)).bytes;
+    let metered = Arc::new(Metered::new(Arc::new(MemoryStore::new())));
+    let (key, size): (ObjectKey, _) = ("segments/x".parse().unwrap(), bytes.len() as u64);
+    metered.put_new(&key, bytes).await.unwrap();
+    let segment = Segment::open(Arc::clone(&metered) as Arc<dyn Store>, &key, Some(size)).await;
+    (segment.unwrap().row_groups(), size, metered.totals())
+}
+
+#[tokio::test]
+async fn opening_costs_one_request_for_a_hundredth_of_the_segment() {
+    for (events, groups) in [(2_000, 2), (8_000, 5)] {
+        let (row_groups, size, read) = opening(events).await;
+        assert_eq!((row_groups, read.requests), (groups, 1), "{size} bytes");
+        assert!(read.bytes * 100 <= size, "{} of {size} bytes", read.bytes);
+    }
 }
 
 #[tokio::test]
