@@ -94,7 +94,9 @@ fn import_verify_and_index_tell_what_they_counted() {
         check_members(object, &[("segments", Count), ("events", Count), ("bytes_on_disk", Count)]);
         assert_eq!((&object["segments"], &object["events"]), (&json!(segments), &json!(30)));
     }
-    check_members(&synced, &[("complete", Flag), ("added", Count)]);
+    let of_a_sync =
+        [("complete", Flag), ("added", Count), ("bytes_read", Count), ("requests", Count)];
+    check_members(&synced, &of_a_sync);
     assert!(stats["bytes_on_disk"].as_u64() > Some(0));
 
     let listed = dacapo.json(["archive", "ls", "--json"]);

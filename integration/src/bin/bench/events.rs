@@ -73,7 +73,7 @@ pub(crate) fn generate(
 }
 
 /// Returns the bodies of the events in a file, one after the other.
-pub(crate) fn bodies(path: &Path) -> Result<impl Iterator<Item = Result<Vec<u8>>>> {
+pub(crate) fn bodies(path: &Path) -> Result<impl Iterator<Item = Result<Vec<u8>>> + use<>> {
     let lines = BufReader::new(File::open(path)?).lines();
     Ok(lines.map(|line| {
         let event: Value = serde_json::from_str(&line?)?;
