@@ -64,7 +64,21 @@ const PERSISTENT: u8 = 2;
 /// # Errors
 /// The broker cannot be reached, refuses something, or nacks.
 pub fn publish(url: &str, queue: &str, events: u64, body_bytes: usize) -> Result<()> {
-    let message = message(queue, &vec![b'x'; body_bytes], &MARKING)?;
+    publish_copies(url, Route::to(queue), events, body_bytes)
+}
+
+/// Publishes as [`publish`] does, to an exchange to which no queue is bound: the broker's intake is
+/// the only limit.
+///
+/// # Errors
+/// As [`publish`].
+pub fn publish_nowhere(url: &str, exchange: &str, events: u64, body_bytes: usize) -> Result<()> {
+    let route = Route { exchange, routing_key: "order.placed", mandatory: false };
+    publish_copies(url, route, events, body_bytes)
+}
+
+fn publish_copies(url: &str, route: Route<'_>, events: u64, body_bytes: usize) -> Result<()> {
+    let message = message(route, &vec![b'x'; body_bytes], &MARKING)?;
     publish_all(url, events, |batch| {
         batch.extend_from_slice(&message);
         Ok(())
@@ -79,7 +93,7 @@ pub fn publish_bodies(url: &str, queue: &str, bodies: &[Vec<u8>]) -> Result<()> 
     let mut left = bodies.iter();
     publish_all(url, bodies.len() as u64, |batch| {
         let body = left.next().context("there are no more bodies")?;
-        batch.extend_from_slice(&message(queue, body, &[])?);
+        batch.extend_from_slice(&message(Route::to(queue), body, &[])?);
         Ok(())
     })
 }
@@ -168,12 +182,27 @@ const MARKING: [(&str, usize); 6] = [
     ("x-dacapo-original-routing-key", 9),
 ];
 
-/// Returns the frames of one publish. It is `mandatory`, as every one of a replay.
-fn message(queue: &str, body: &[u8], headers: &[(&str, usize)]) -> Result<Vec<u8>> {
+/// Where a message goes.
+struct Route<'a> {
+    exchange: &'a str,
+    routing_key: &'a str,
+    mandatory: bool,
+}
+
+impl<'a> Route<'a> {
+    /// To a queue, and `mandatory`, as every message of a replay.
+    fn to(queue: &'a str) -> Self {
+        Route { exchange: "", routing_key: queue, mandatory: true }
+    }
+}
+
+/// Returns the frames of one publish.
+fn message(route: Route<'_>, body: &[u8], headers: &[(&str, usize)]) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    let mut publish = vec![0; 3];
-    short_string(&mut publish, queue)?;
-    publish.push(1);
+    let mut publish = vec![0; 2];
+    short_string(&mut publish, route.exchange)?;
+    short_string(&mut publish, route.routing_key)?;
+    publish.push(u8::from(route.mandatory));
     method_frame(&mut bytes, 1, PUBLISH, &publish);
 
     let mut header = Vec::new();

@@ -16,7 +16,7 @@ use crate::connect::{CLOSE_DEADLINE, Session};
 use crate::error::{Doing, lost};
 use crate::target::{Address, AmqpTarget, Via, name_of, short_of};
 use crate::topology::look_up_exchange;
-use crate::wire::{Publish, Publisher};
+use crate::wire::{Publish, Publisher, Unroutable};
 
 /// Messages that are handed to the connection's thread together: enough to make waking it cheap,
 /// few enough that it writes them while the next are encoded.
@@ -37,14 +37,7 @@ pub struct AmqpConnect {
 #[async_trait]
 impl Connect for AmqpConnect {
     async fn open(&self) -> Result<Box<dyn Sink>, BusError> {
-        let peer = self.broker.peer();
-        let address = Address::new(&self.target, &peer)?;
-        let queue = self.target.queue().map(|queue| name_of(queue, &peer)).transpose()?;
-        // Side by side, for a replay begins with both; nothing is published before both are done.
-        let (publisher, ()) =
-            tokio::try_join!(Publisher::open(&self.broker), self.declare(queue.as_ref()))?;
-        let queue = queue.as_ref().map(short_of);
-        Ok(Box::new(AmqpSink { publisher, address, queue, depth: None, unanswered: 0 }))
+        Ok(Box::new(self.open_with(Unroutable::Returned).await?))
     }
 
     async fn dismantle(&self) -> Result<(), BusError> {
@@ -65,6 +58,27 @@ impl Connect for AmqpConnect {
 }
 
 impl AmqpConnect {
+    /// Opens a sink that takes a message which no queue takes for confirmed: what the sink alone
+    /// costs where the broker's intake is the only limit.
+    ///
+    /// # Errors
+    /// As [`Connect::open`].
+    #[cfg(feature = "losing")]
+    pub async fn open_losing(&self) -> Result<Box<dyn Sink>, BusError> {
+        Ok(Box::new(self.open_with(Unroutable::Lost).await?))
+    }
+
+    async fn open_with(&self, unroutable: Unroutable) -> Result<AmqpSink, BusError> {
+        let peer = self.broker.peer();
+        let address = Address::new(&self.target, &peer)?;
+        let queue = self.target.queue().map(|queue| name_of(queue, &peer)).transpose()?;
+        // Side by side, for a replay begins with both; nothing is published before both are done.
+        let (publisher, ()) =
+            tokio::try_join!(Publisher::open(&self.broker), self.declare(queue.as_ref()))?;
+        let queue = queue.as_ref().map(short_of);
+        Ok(AmqpSink { publisher, address, unroutable, queue, depth: None, unanswered: 0 })
+    }
+
     /// Makes sure that what is named is there, and declares what is the replay's own.
     async fn declare(&self, queue: Option<&ShortString>) -> Result<(), BusError> {
         if self.target == AmqpTarget::Original {
@@ -149,6 +163,7 @@ async fn look_up_queue(session: &Session, queue: &ShortString) -> Result<(), Bus
 struct AmqpSink {
     publisher: Publisher,
     address: Address,
+    unroutable: Unroutable,
     queue: Option<ShortStr>,
     /// The depth when it was last told.
     depth: Option<u64>,
@@ -159,14 +174,16 @@ struct AmqpSink {
 #[async_trait]
 impl Sink for AmqpSink {
     async fn send(&mut self, messages: &[Message]) -> Result<(), BusError> {
-        let AmqpSink { publisher, address, unanswered, .. } = self;
+        let AmqpSink { publisher, address, unroutable, unanswered, .. } = self;
         // All of them are looked at before any is sent: an unsendable one leaves nothing behind.
         for message in messages {
             Publish::check(message, publisher.frame_max)?;
         }
         for batch in messages.chunks(BATCH_MESSAGES) {
             *unanswered += batch.len();
-            publisher.publish(Publish::all(batch, |message| address.of(message))).await?;
+            publisher
+                .publish(Publish::all(batch, *unroutable, |message| address.of(message)))
+                .await?;
         }
         Ok(())
     }

@@ -22,7 +22,7 @@ mod table;
 mod thread;
 
 pub(crate) use link::Product;
-pub(crate) use publisher::{Publish, Publisher};
+pub(crate) use publisher::{Publish, Publisher, Unroutable};
 pub(crate) use pump::{Consumer, Order, Queues, start};
 
 use link::{CONSUMING, Link};

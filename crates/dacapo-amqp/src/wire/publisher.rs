@@ -27,7 +27,7 @@ use crate::Broker;
 use crate::connect::{ANSWER_DEADLINE, CLOSE_DEADLINE};
 use crate::error::lost;
 use crate::wire::frame::put_short;
-pub(crate) use publish::Publish;
+pub(crate) use publish::{Publish, Unroutable};
 
 /// The channel that publishes.
 const PUBLISHES: u16 = 1;

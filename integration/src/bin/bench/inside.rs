@@ -4,10 +4,14 @@
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
+use dacapo_amqp::{AmqpConnect, AmqpTarget, Broker};
 use dacapo_archive::chain;
 use dacapo_archive::store::file::FileStore;
 use dacapo_archive::store::{ByteRange, Store};
+use dacapo_bus::Outcome;
 use dacapo_engine::scan::{Scan, SegmentToRead};
+use dacapo_event::marking::{self, Priority};
+use dacapo_event::{DeliveryMode, Event, Message, Properties, ShortStr, Timestamp};
 use dacapo_filter::{Selection, SelectionSpec};
 use dacapo_s3::{S3Options, S3Store};
 use tokio::task::JoinSet;
@@ -16,6 +20,11 @@ use crate::{EVENTS, events};
 
 /// Segments that are read, and ranges that are fetched, at the same time.
 const AT_ONCE: usize = 4;
+
+/// Messages that the sink is given at a time, and that are not answered for at the most: as the
+/// reference publisher has it.
+const BATCH: usize = 64;
+const WINDOW: usize = 1_000;
 
 /// Bytes of one range.
 const RANGE_BYTES: u64 = 4 * 1024 * 1024;
@@ -68,6 +77,57 @@ pub(crate) fn fetch(archive: &str) -> Result<()> {
         });
         at_once(fetches, drop).await
     })
+}
+
+/// Publishes as many events as [`dacapo_integration::reference::publish_nowhere`] does through the
+/// sink alone, to the same exchange.
+pub(crate) fn sink(url: &str, exchange: &str, events: u64, body_bytes: usize) -> Result<()> {
+    run(async {
+        let target = AmqpTarget::Exchange { exchange: exchange.to_owned(), routing_key: None };
+        let broker =
+            Broker { url: url.parse()?, tls: Default::default(), client_name: "bench".to_owned() };
+        let mut sink = AmqpConnect { broker, target }.open_losing().await?;
+        let batch = vec![replayed(body_bytes)?; BATCH];
+        let (mut left, mut unanswered) = (events as usize, 0);
+        while left > 0 || unanswered > 0 {
+            let count = BATCH.min(left);
+            if count > 0 && unanswered + count <= WINDOW {
+                sink.send(&batch[..count]).await?;
+                left -= count;
+                unanswered += count;
+                continue;
+            }
+            let outcomes = sink.outcomes().await?;
+            ensure!(outcomes.iter().all(|outcome| *outcome == Outcome::Confirmed), "not confirmed");
+            unanswered -= outcomes.len();
+        }
+        Ok(sink.close().await?)
+    })
+}
+
+/// Returns a message as a replay publishes it.
+fn replayed(body_bytes: usize) -> Result<Message> {
+    let short = |text: &str| Ok::<_, anyhow::Error>(ShortStr::try_from(text)?);
+    let properties = Properties {
+        content_type: Some(short("application/json")?),
+        delivery_mode: Some(DeliveryMode::Persistent),
+        message_id: Some(short(&"0".repeat(32))?),
+        kind: Some(short("order.placed")?),
+        ..Properties::default()
+    };
+    let (exchange, routing_key) = (short("shop")?, short("order.placed")?);
+    let body = vec![b'x'; body_bytes].into();
+    let now = Timestamp::from_secs(1_800_000_000);
+    let event = Event {
+        sequence: 1,
+        archived_at: now,
+        time: now,
+        id: "0".repeat(32),
+        kind: "order.placed".to_owned(),
+        key: None,
+        message: Message { exchange, routing_key, properties, body },
+    };
+    Ok(marking::mark(&event, &short("bench")?, Priority::Neutralise))
 }
 
 /// Runs some at the same time, on this thread, as a replay does.

@@ -54,6 +54,12 @@ fn main() -> Result<()> {
         ["publish", url, queue, events, bytes] => {
             reference::publish(url, queue, events.parse()?, bytes.parse()?)
         }
+        ["publish-nowhere", url, exchange, events, bytes] => {
+            reference::publish_nowhere(url, exchange, events.parse()?, bytes.parse()?)
+        }
+        ["sink", url, exchange, events, bytes] => {
+            inside::sink(url, exchange, events.parse()?, bytes.parse()?)
+        }
         ["consume", url, queue, events] => reference::consume(url, queue, events.parse()?),
         ["scan", archive] => inside::scan(archive),
         ["fetch", archive] => inside::fetch(archive),

@@ -28,6 +28,7 @@ pub(crate) fn measure(large: &Archive, runs: usize, report: &mut Report) -> Resu
     beside_reference(large, "classic", &classic, runs, report)?;
     let small = Archive::make(beside(large)?, "1 KB", EVENTS, 1_000)?;
     beside_reference(&small, "quorum", &quorum, runs, report)?;
+    sink_alone(large, runs, report)?;
     starting(large, runs, report)?;
     paced(large, rate, &quorum, report)
 }
@@ -95,6 +96,23 @@ fn reference(archive: &Archive, queue: &Queue) -> Result<crate::timed::Cost> {
     let (events, bytes) = (events.to_string(), bytes.to_string());
     let url = dacapo_integration::services::amqp();
     archive.inside(&["publish", &url, queue.name(), &events, &bytes])
+}
+
+/// An exchange that every broker has, and that the bench binds nothing to.
+const NOWHERE: &str = "amq.headers";
+
+/// The sink alone, against the reference publisher, where the broker's intake is the only limit.
+fn sink_alone(archive: &Archive, runs: usize, report: &mut Report) -> Result<()> {
+    let (url, events) = (dacapo_integration::services::amqp(), EVENTS.to_string());
+    let mut values = Vec::new();
+    for _ in 0..runs {
+        let side = |side| archive.inside(&[side, &url, NOWHERE, &events, "4000"]);
+        let (reference, sink) = (side("publish-nowhere")?, side("sink")?);
+        values.push(sink.rate(EVENTS) / reference.rate(EVENTS));
+    }
+    let name = "sink alone, 4 KB, no queue: rate against reference".to_owned();
+    report.add(name, Bar::AtLeast(0.5), values);
+    Ok(())
 }
 
 /// A replay of one event: no command confirms its first later.

@@ -35,6 +35,16 @@ pub(crate) struct Publish {
     body: Bytes,
 }
 
+/// What a message asks for in case no queue takes it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Unroutable {
+    /// To come back, so that it is no success (`mandatory`).
+    Returned,
+    /// To be confirmed all the same.
+    #[cfg(feature = "losing")]
+    Lost,
+}
+
 /// What the broker returned.
 #[derive(Debug, PartialEq)]
 pub(super) struct Returned {
@@ -89,12 +99,13 @@ impl Publish {
     /// each one's exchange and routing key.
     pub(crate) fn all<'a>(
         messages: &'a [Message],
+        unroutable: Unroutable,
         address: impl Fn(&'a Message) -> (&'a ShortStr, &'a ShortStr),
     ) -> Vec<Self> {
         let mut heads = BytesMut::with_capacity(messages.len() * HEAD_BYTES_USUAL);
         let encode = |message: &'a Message| {
             let (exchange, routing_key) = address(message);
-            put_head(&mut heads, exchange, routing_key, message);
+            put_head(&mut heads, exchange, routing_key, unroutable, message);
             let (exchange, routing_key) = (exchange.clone(), routing_key.clone());
             let (head, body) = (heads.split().freeze(), message.body.clone());
             Publish { exchange, routing_key, head, body }
@@ -144,12 +155,23 @@ pub(super) fn piece_max(frame_max: u32) -> usize {
     frame_max as usize - HEAD_BYTES - END_BYTES
 }
 
-fn put_head(to: &mut BytesMut, exchange: &ShortStr, routing_key: &ShortStr, message: &Message) {
+fn put_head(
+    to: &mut BytesMut,
+    exchange: &ShortStr,
+    routing_key: &ShortStr,
+    unroutable: Unroutable,
+    message: &Message,
+) {
+    let bits = match unroutable {
+        Unroutable::Returned => MANDATORY,
+        #[cfg(feature = "losing")]
+        Unroutable::Lost => 0,
+    };
     put_method(to, PUBLISHES, methods::BASIC_PUBLISH, |to| {
         to.put_u16(0);
         put_short(to, exchange.as_bytes());
         put_short(to, routing_key.as_bytes());
-        to.put_u8(MANDATORY);
+        to.put_u8(bits);
     });
     put_frame(to, HEADER, PUBLISHES, |to| {
         to.put_u16(BASIC);

@@ -4,6 +4,7 @@ use bytes::Bytes;
 use dacapo_event::{Message, Properties, ShortStr};
 
 use super::*;
+use crate::wire::Unroutable;
 
 struct Sending(Answers);
 
@@ -15,7 +16,9 @@ fn sending(bodies: &[&'static str]) -> Sending {
         Message { routing_key: ShortStr::from_static("k"), body, ..Message::default() }
     };
     let messages: Vec<Message> = bodies.iter().map(of).collect();
-    let publishes = Publish::all(&messages, |message| (&message.exchange, &message.routing_key));
+    let publishes = Publish::all(&messages, Unroutable::Returned, |message| {
+        (&message.exchange, &message.routing_key)
+    });
     publishes.into_iter().for_each(|publish| answers.sent(publish));
     Sending(answers)
 }

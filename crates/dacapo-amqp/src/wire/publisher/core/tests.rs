@@ -5,6 +5,7 @@ use dacapo_event::Message;
 use dacapo_fuzz::Attack;
 
 use super::*;
+use crate::wire::Unroutable;
 use crate::wire::frame::{FRAME_BYTES_MAX, Inbox};
 
 struct Broker {
@@ -24,7 +25,9 @@ fn message(body: impl Into<Bytes>) -> Message {
 
 impl Broker {
     fn send(&mut self, messages: &[Message]) {
-        let sent = Publish::all(messages, |message| (&message.exchange, &message.routing_key));
+        let sent = Publish::all(messages, Unroutable::Returned, |message| {
+            (&message.exchange, &message.routing_key)
+        });
         self.core.publish(sent);
         self.core.fill(&mut self.outbox);
     }

@@ -27,7 +27,10 @@ fn message(headers: &[(&'static str, &str)]) -> Message {
 
 fn publish(message: &Message) -> Publish {
     let messages = std::slice::from_ref(message);
-    Publish::all(messages, |message| (&message.exchange, &message.routing_key)).remove(0)
+    Publish::all(messages, Unroutable::Returned, |message| {
+        (&message.exchange, &message.routing_key)
+    })
+    .remove(0)
 }
 
 fn returned(message: &Message) -> Returned {
