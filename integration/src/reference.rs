@@ -7,7 +7,6 @@
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
@@ -131,21 +130,6 @@ fn publish_all(
 /// # Errors
 /// The broker cannot be reached, or refuses something.
 pub fn consume(url: &str, queue: &str, events: u64) -> Result<()> {
-    take(url, queue, events, || ())
-}
-
-/// Takes messages as [`consume`] does, and returns when each of them came, counted from the first.
-///
-/// # Errors
-/// As [`consume`].
-#[expect(clippy::disallowed_methods, reason = "a blocking client has no runtime's clock")]
-pub fn arrivals(url: &str, queue: &str, events: u64) -> Result<Vec<Duration>> {
-    let mut came = Vec::new();
-    take(url, queue, events, || came.push(Instant::now()))?;
-    Ok(came.iter().map(|at| *at - came[0]).collect())
-}
-
-fn take(url: &str, queue: &str, events: u64, mut each: impl FnMut()) -> Result<()> {
     let mut connection = Connection::open(url)?;
     let mut prefetch = vec![0; 4];
     prefetch.extend_from_slice(&u16::try_from(WINDOW)?.to_be_bytes());
@@ -159,7 +143,6 @@ fn take(url: &str, queue: &str, events: u64, mut each: impl FnMut()) -> Result<(
     for taken in 1..=events {
         let (method, arguments) = connection.method()?;
         ensure!(method == DELIVER, "the broker sent {method:?} for a delivery");
-        each();
         let tag = 1 + usize::from(arguments[0]);
         let tag = &arguments[tag..tag + 8];
         if taken % BATCH == 0 || taken == events {

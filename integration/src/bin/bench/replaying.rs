@@ -1,9 +1,12 @@
 //! Replays, beside the reference publisher and at a pace.
 
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use dacapo_integration::reference::arrivals;
+use dacapo_integration::campaign::wire::Wire;
+use dacapo_integration::services;
 use dacapo_integration::witness::Queue;
 use serde_json::{Value, json};
 
@@ -94,7 +97,7 @@ fn beside_reference(
 fn reference(archive: &Archive, queue: &Queue) -> Result<crate::timed::Cost> {
     let (events, bytes) = (archive.events, archive.body_bytes / archive.events);
     let (events, bytes) = (events.to_string(), bytes.to_string());
-    let url = dacapo_integration::services::amqp();
+    let url = services::amqp();
     archive.inside(&["publish", &url, queue.name(), &events, &bytes])
 }
 
@@ -103,7 +106,7 @@ const NOWHERE: &str = "amq.headers";
 
 /// The sink alone, against the reference publisher, where the broker's intake is the only limit.
 fn sink_alone(archive: &Archive, runs: usize, report: &mut Report) -> Result<()> {
-    let (url, events) = (dacapo_integration::services::amqp(), EVENTS.to_string());
+    let (url, events) = (services::amqp(), EVENTS.to_string());
     let mut values = Vec::new();
     for _ in 0..runs {
         let side = |side| archive.inside(&[side, &url, NOWHERE, &events, "4000"]);
@@ -128,27 +131,52 @@ fn starting(archive: &Archive, runs: usize, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// A replay at a pace, judged by what arrives at the queue in each second.
+/// Between two looks at how much was published, which is as exact as a second is told.
+const LOOK: Duration = Duration::from_millis(2);
+
+/// A replay at a pace, judged by what it has published in each second: a queue's consumer would see
+/// the broker's pauses, too.
+#[expect(clippy::disallowed_methods, reason = "a bench measures the wall clock")]
 fn paced(archive: &Archive, taken: f64, queue: &Value, report: &mut Report) -> Result<()> {
     let pace = PACES.into_iter().find(|pace| *pace as f64 * HEADROOM < taken);
     let pace = pace.context("the broker takes no pace that is measured")?;
     let events = (pace * PACED_SECONDS).min(EVENTS);
     let queue = Queue::with_arguments("bench", queue);
-    let (url, name) = (dacapo_integration::services::amqp(), queue.name().to_owned());
-    let consumer = std::thread::spawn(move || arrivals(&url, &name, events));
-    let (to, rate) = (until(events), pace.to_string());
-    archive.dacapo(&["replay", "--to", &to, "--rate", &rate, "--to-queue", queue.name()])?;
-    let arrived = consumer.join().expect("it does not panic")?;
-    let last = arrived.last().context("events arrived")?.as_secs_f64();
-    // The first event is there at 0, so that one less came after it.
-    let mean = (events - 1) as f64 / last / pace as f64;
+    let broker = services::amqp();
+    let (_, port) = broker.rsplit_once(':').context("the broker's URL has a port")?;
+    let port = port.split('/').next().unwrap_or(port).parse()?;
+    let wire = Wire::before(port)?;
+    let (to, rate, url) = (until(events), pace.to_string(), wire.url(&broker));
+    let replay =
+        ["replay", "--to", &to, "--rate", &rate, "--to-queue", queue.name(), "--amqp", &url];
+    let ended = AtomicBool::new(false);
+    // When so many were published.
+    let looks = std::thread::scope(|scope| {
+        let looking = scope.spawn(|| {
+            let mut looks = vec![(Instant::now(), 0)];
+            while !ended.load(Ordering::Relaxed) {
+                let published = wire.published();
+                if published > looks.last().map_or(0, |(_, published)| *published) {
+                    looks.push((Instant::now(), published));
+                }
+                std::thread::sleep(LOOK);
+            }
+            looks
+        });
+        let replayed = archive.dacapo(&replay);
+        ended.store(true, Ordering::Relaxed);
+        replayed.map(|_| looking.join().expect("it does not panic"))
+    })?;
+    let (first, last) = (looks.get(1).context("it published")?, looks[looks.len() - 1]);
+    let seconds = last.0.duration_since(first.0).as_secs_f64();
+    let mean = (last.1 - first.1) as f64 / seconds / pace as f64;
     let name = |what: &str| format!("replay, --rate {pace}: {what}");
     report.add(name("mean against it"), Bar::Within(0.01), vec![mean]);
-    let most = (0..arrived.len()).map(|from| {
-        let end = arrived[from] + std::time::Duration::from_secs(1);
-        arrived.partition_point(|at| *at < end) - from
+    let most = looks.iter().map(|(begin, before)| {
+        let end = looks.partition_point(|(at, _)| at.duration_since(*begin).as_secs_f64() < 1.0);
+        looks[end - 1].1 - before
     });
-    let most = most.max().context("events arrived")? as f64 / pace as f64;
+    let most = most.max().context("it published")? as f64 / pace as f64;
     report.add(name("fullest second"), Bar::AtMost(1.05), vec![most]);
     Ok(())
 }
