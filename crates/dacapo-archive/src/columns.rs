@@ -168,13 +168,13 @@ pub(crate) fn fill(
         source.keys(events, allowance)?;
     }
     if columns.has(Column::Exchange) {
-        source.texts(Column::Exchange, events, allowance, |event, text| {
-            event.message.exchange = short(text);
+        source.shorts(Column::Exchange, events, allowance, |event, text| {
+            event.message.exchange = text;
         })?;
     }
     if columns.has(Column::RoutingKey) {
-        source.texts(Column::RoutingKey, events, allowance, |event, text| {
-            event.message.routing_key = short(text);
+        source.shorts(Column::RoutingKey, events, allowance, |event, text| {
+            event.message.routing_key = text;
         })?;
     }
     let mut encoded = Vec::new();
@@ -182,20 +182,21 @@ pub(crate) fn fill(
         encoded = source.required::<ByteArrayType>(Column::Properties)?;
         for (event, properties) in events.iter_mut().zip(&encoded) {
             allowance.take(Column::Properties, properties.len())?;
-            let message = std::mem::take(&mut event.message);
-            let exchange = message.exchange.to_str_lossy();
-            let routing_key = message.routing_key.to_str_lossy();
-            event.message =
-                wire::decode_message(&exchange, &routing_key, properties.data(), message.body)
-                    .map_err(|error| ParquetError::General(error.to_string()))?;
+            let Message { exchange, routing_key, body, .. } = std::mem::take(&mut event.message);
+            event.message = wire::decode_message(exchange, routing_key, properties.data(), body)
+                .map_err(|error| ParquetError::General(error.to_string()))?;
         }
     }
     if columns.has(Column::Body) {
         let bodies = source.required::<ByteArrayType>(Column::Body)?;
+        let keep = match source.wants_most(Column::Body) {
+            true => Bytes::from_owner::<ByteArray>,
+            // A copy, so that a few wanted bodies do not keep their pages in memory.
+            false => |body: ByteArray| Bytes::copy_from_slice(body.data()),
+        };
         for (event, body) in events.iter_mut().zip(bodies) {
             allowance.take(Column::Body, body.len())?;
-            // A copy, so that a few wanted bodies do not keep their pages in memory.
-            event.message.body = Bytes::copy_from_slice(body.data());
+            event.message.body = keep(body);
         }
     }
     if columns.has(Column::Checksum) {
@@ -210,14 +211,6 @@ pub(crate) fn fill(
         }
     }
     Ok(())
-}
-
-/// Returns a text column's value for as long as its exact bytes are not known.
-///
-/// The lossy text of 255 bytes may be longer than AMQP allows; then it is left blank, and the
-/// bytes come with the properties.
-fn short(text: String) -> ShortStr {
-    ShortStr::try_from(text).unwrap_or_default()
 }
 
 /// Returns the CRC-32 (IEEE 802.3) of an event: of every column but the readable duplicates, in
@@ -264,6 +257,22 @@ impl Decoder<'_> {
         let texts = descriptor.physical_type() == Type::BYTE_ARRAY;
         let pages = Sound::new(pages, texts, descriptor.max_def_level() > 0);
         Ok(get_typed_column_reader(get_column_reader(descriptor, Box::new(pages))))
+    }
+
+    /// Returns whether nearly all rows of the pages that hold a wanted row are wanted: 7 of 8, so
+    /// that a value which keeps its page keeps little that nobody asked for.
+    fn wants_most(&self, column: Column) -> bool {
+        let index = self.metadata.page_index_for_row_group(self.group);
+        let total = self.metadata.row_group(self.group).num_rows();
+        let touched: usize = match index.offset_index(column.index()) {
+            Some(offsets) => {
+                let pages = offsets.page_locations();
+                let all = (0..pages.len()).map(|at| rows_of(pages, at, total));
+                all.filter(|rows| self.rows.touches(rows)).map(|rows| rows.len()).sum()
+            }
+            None => usize::try_from(total).unwrap_or(usize::MAX),
+        };
+        self.rows.len() >= touched - touched / 8
     }
 
     /// Checks what the headers of the wanted pages claim.
@@ -357,6 +366,30 @@ impl Decoder<'_> {
         for (event, value) in events.iter_mut().zip(self.required::<ByteArrayType>(column)?) {
             allowance.take(column, value.len())?;
             set(event, utf8(&value)?);
+        }
+        Ok(())
+    }
+
+    /// Sets short strings for as long as their exact bytes are not known; equal ones that follow one
+    /// another are one.
+    ///
+    /// The lossy text of 255 bytes may be longer than AMQP allows; then it is left blank, and the
+    /// bytes come with the properties.
+    fn shorts(
+        &self,
+        column: Column,
+        events: &mut [Event],
+        allowance: &mut Allowance,
+        set: impl Fn(&mut Event, ShortStr),
+    ) -> Result<()> {
+        let mut last: Option<(ByteArray, ShortStr)> = None;
+        for (event, value) in events.iter_mut().zip(self.required::<ByteArrayType>(column)?) {
+            allowance.take(column, value.len())?;
+            if last.as_ref().is_none_or(|(before, _)| before.data() != value.data()) {
+                let text = ShortStr::try_from(value.as_utf8()?).unwrap_or_default();
+                last = Some((value, text));
+            }
+            set(event, last.as_ref().map(|(_, text)| text.clone()).unwrap_or_default());
         }
         Ok(())
     }

@@ -49,16 +49,13 @@ pub fn encode_properties(message: &Message) -> Vec<u8> {
 /// `properties` is not the protobuf message, holds a value that AMQP cannot, or nests deeper
 /// than [`NESTING_MAX`].
 pub fn decode_message(
-    exchange: &str,
-    routing_key: &str,
+    exchange: ShortStr,
+    routing_key: ShortStr,
     properties: &[u8],
     body: Bytes,
 ) -> Result<Message, EventError> {
     let pb = pb::Properties::decode(properties).map_err(|error| refused(error.to_string()))?;
-    let or_text = |bytes: Option<Vec<u8>>, text: &str| match bytes {
-        Some(bytes) => ShortStr::new(bytes),
-        None => ShortStr::try_from(text),
-    };
+    let or_text = |bytes: Option<Vec<u8>>, text| bytes.map_or(Ok(text), ShortStr::new);
     Ok(Message {
         exchange: or_text(pb.exchange, exchange)?,
         routing_key: or_text(pb.routing_key, routing_key)?,

@@ -55,7 +55,9 @@ fn message() -> Message {
 fn properties_are_refused_or_come_back() {
     let seeds = [wire::encode_properties(&message()), Vec::new()];
     Attack::new(HERE, "properties", MEMORY).seeds(seeds).run(|bytes| {
-        let decode = |bytes: &[u8]| wire::decode_message("shop", "key", bytes, Bytes::new());
+        let short = ShortStr::from_static;
+        let decode =
+            |bytes: &[u8]| wire::decode_message(short("shop"), short("key"), bytes, Bytes::new());
         if let Ok(message) = decode(bytes) {
             let again = decode(&wire::encode_properties(&message)).unwrap();
             assert_eq!(again.properties, message.properties);

@@ -346,8 +346,8 @@ async fn a_deeply_nested_header_table_does_not_stop_the_rest() {
     let message = deep.message;
     let column = dacapo_event::wire::encode_properties(&message);
     let back = dacapo_event::wire::decode_message(
-        message.exchange.as_str().unwrap(),
-        message.routing_key.as_str().unwrap(),
+        message.exchange.clone(),
+        message.routing_key.clone(),
         &column,
         message.body.clone(),
     );

@@ -141,7 +141,8 @@ fn lossless(platform: &Platform) -> Vec<dacapo_event::Message> {
     let message = |row: &Value| {
         let text = |name: &str| row[name].as_str().expect("text");
         let (column, body) = (bytes(&row["properties"]), Bytes::from(bytes(&row["body"])));
-        dacapo_event::wire::decode_message(text("exchange"), text("routing_key"), &column, body)
+        let short = |name| dacapo_event::ShortStr::try_from(text(name)).unwrap();
+        dacapo_event::wire::decode_message(short("exchange"), short("routing_key"), &column, body)
     };
     rows.as_array().unwrap().iter().map(|row| message(row).unwrap()).collect()
 }

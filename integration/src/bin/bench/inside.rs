@@ -29,8 +29,8 @@ const WINDOW: usize = 1_000;
 /// Bytes of one range.
 const RANGE_BYTES: u64 = 4 * 1024 * 1024;
 
-/// What a batch of a scan takes, about.
-const BATCH_BYTES: u64 = 4 * 1024 * 1024;
+/// What a batch of a scan takes, about: as much as a replay's.
+const BATCH_BYTES: u64 = 5 * 1024 * 1024;
 
 /// Reads and decodes every event of an archive, bodies and all, and asks of each whether it has one
 /// of the types that all have.

@@ -27,6 +27,14 @@ impl Cost {
     }
 }
 
+/// How the C library keeps freed memory in every side of a pair, as `dacapo` has it (`arenas` in
+/// dacapo-cli).
+const ARENAS: [(&str, &str); 3] = [
+    ("MALLOC_ARENA_MAX", "1"),
+    ("MALLOC_MMAP_THRESHOLD_", "524288"),
+    ("MALLOC_TRIM_THRESHOLD_", "4194304"),
+];
+
 /// Runs a program that must succeed; the shell's `time` tells wall, user and system seconds.
 /// Standard output goes to `output`, errors to `log`.
 pub(crate) fn run(program: &Path, args: &[&str], folder: &Path) -> Result<Cost> {
@@ -38,6 +46,7 @@ pub(crate) fn run(program: &Path, args: &[&str], folder: &Path) -> Result<Cost> 
         .arg("bench")
         .arg(program)
         .args(args)
+        .envs(ARENAS)
         .env("LOG", &log)
         .env("OUTPUT", folder.join("output"))
         .env("DACAPO_INDEX", folder.join("index"))

@@ -102,7 +102,7 @@ proptest! {
         // Whatever came out of it, the archive can hold.
         let message = Message { properties, ..Message::default() };
         let column = encode_properties(&message);
-        let back = decode_message("", "", &column, Bytes::new()).unwrap();
+        let back = decode_message(ShortStr::default(), ShortStr::default(), &column, Bytes::new()).unwrap();
         prop_assert_eq!(back, message);
     }
 
@@ -147,7 +147,8 @@ fn tables_as_deep_as_a_frame_holds_are_read_and_can_be_archived() {
         assert_eq!(reading, Reading::Whole);
         let message = Message { properties, ..Message::default() };
         let column = encode_properties(&message);
-        let back = decode_message("", "", &column, Bytes::new()).unwrap();
+        let back = decode_message(ShortStr::default(), ShortStr::default(), &column, Bytes::new())
+            .unwrap();
         assert_eq!(back, message, "{levels}");
     }
 }
