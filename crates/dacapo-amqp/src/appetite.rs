@@ -6,7 +6,10 @@
 //! their bound therefore hands out no more than these, drops what else comes, and is opened anew with
 //! a smaller prefetch once they are acked.
 //!
-//! Whether it may grow again is judged over and over, by one stretch of deliveries after the other,
+//! It begins with as many as fit if they are events of 4 KB: after an outage a full queue is what an
+//! archiver finds, and what was delivered for nothing the broker has to put back.
+//!
+//! Whether it may grow is judged over and over, by one stretch of deliveries after the other,
 //! so that what was once large is forgotten. Each step costs a reconnection, no event and no repeat.
 
 use std::num::NonZeroU16;
@@ -21,6 +24,9 @@ const PATIENCE_MIN: u16 = 16;
 /// And at most so many times: where steps up are taken back again and again, they are a thousandth
 /// of the work.
 const PATIENCE_MAX: u16 = 1_024;
+
+/// What a delivery is taken to weigh before any has come: a body of 4 KB and what it has beside it.
+const WEIGHT_ASSUMED: u64 = 5 * 1024;
 
 /// A prefetch is raised by this factor at the most.
 const GROWTH_MAX: u64 = 4;
@@ -57,11 +63,12 @@ pub(crate) struct Waiting {
 }
 
 impl Appetite {
-    /// Begins with a prefetch, which is also the most there will be.
+    /// Begins with `most`, more than which it will never be, or with what fits of events of 4 KB.
     pub(crate) fn new(most: NonZeroU16, waiting_bytes_max: u64) -> Self {
+        let fits = u16::try_from(waiting_bytes_max / WEIGHT_ASSUMED).unwrap_or(u16::MAX);
         Appetite {
             most,
-            now: AtomicU16::new(most.get()),
+            now: AtomicU16::new(fits.clamp(1, most.get())),
             patience: AtomicU16::new(PATIENCE_MIN),
             waiting_bytes_max,
         }
@@ -230,6 +237,32 @@ mod tests {
             steps.extend(number(step));
         }
         steps
+    }
+
+    #[test]
+    fn it_begins_with_what_fits_and_grows_to_what_was_asked_for_where_little_waits() {
+        #[track_caller]
+        fn check(most: u16, waiting_bytes_max: u64, expected: u16) {
+            let most = NonZeroU16::new(most).unwrap();
+            assert_eq!(Appetite::new(most, waiting_bytes_max).prefetch().get(), expected);
+        }
+        check(60_000, 32 * 1024 * 1024, 6_553);
+        check(1_000, 32 * 1024 * 1024, 1_000);
+        check(60_000, 1_000, 1);
+        check(u16::MAX, u64::MAX, u16::MAX);
+
+        let appetite = Appetite::new(NonZeroU16::new(600).unwrap(), MAX);
+        assert_eq!(consume(&appetite, 20_000, |_| 4), [600], "from 195");
+        assert_eq!(appetite.prefetch().get(), 600);
+    }
+
+    /// A full queue of events of 4 KB and an archiver that is slower than the broker: a prefetch of
+    /// them was sent, and most of it put back, at each start.
+    #[test]
+    fn a_full_queue_of_events_of_4_kb_is_taken_without_a_step_down() {
+        let appetite = Appetite::new(NonZeroU16::new(60_000).unwrap(), 32 * MAX);
+        let steps = consume(&appetite, 100_000, |_| 4_000);
+        assert!(steps.is_empty(), "{steps:?}");
     }
 
     /// Headers counted for nothing: bodies that are empty may come with a megabyte of them.

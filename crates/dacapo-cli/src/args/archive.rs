@@ -24,7 +24,8 @@ pub struct RunArgs {
     /// The stream it writes, the same after every restart [default: made of the queue's name]
     #[arg(long, value_name = "STREAM")]
     pub name: Option<StreamName>,
-    /// Deliveries held and not acked at the most, 1 to 65535
+    /// Deliveries held and not acked at the most, 1 to 65535; it begins with as many as --memory has
+    /// room for if they are 4 KB each, and learns from those that come
     #[arg(
         long,
         default_value_t = NonZeroU16::new(RollPolicy::PREFETCH).expect("not zero"),
