@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
+use serde_json::Value;
 
 use crate::events;
 use crate::timed::{self, Cost};
@@ -51,6 +52,11 @@ impl Archive {
     pub(crate) fn dacapo_on(&self, archive: &str, args: &[&str]) -> Result<Cost> {
         let args: Vec<&str> = args.iter().copied().chain(["--archive", archive]).collect();
         timed::run(&timed::dacapo()?, &args, &self.folder)
+    }
+
+    /// Returns what the last command said, as JSON.
+    pub(crate) fn said(&self) -> Result<Value> {
+        Ok(serde_json::from_str(&fs::read_to_string(self.folder.join("output"))?)?)
     }
 
     pub(crate) fn import(&self, input: &str, archive: &str) -> Result<Cost> {

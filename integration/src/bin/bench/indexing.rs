@@ -11,7 +11,6 @@ use dacapo_archive::{SegmentBuilder, StreamWriter};
 use dacapo_event::{Event, Message, StreamName, Timestamp};
 use dacapo_integration::services;
 use dacapo_s3::{S3Options, S3Store};
-use serde_json::Value;
 
 use crate::archive::{Archive, bytes_in};
 use crate::events;
@@ -44,24 +43,29 @@ pub(crate) fn measure(archive: &Archive, runs: usize, report: &mut Report) -> Re
 /// The first sync of an archive on S3, by what it reads.
 fn on_s3(archive: &Archive, report: &mut Report) -> Result<()> {
     let place = format!("s3://{}/{}", services::s3().bucket, services::unique("bench"));
-    let bodies = events::bodies(&archive.folder.join("events.ndjson"))?;
-    let bodies = bodies.collect::<Result<Vec<_>>>()?;
-    let bytes = run(async {
-        let options = S3Options::from_url(&place).context("it is a URL of S3")?;
-        let store = Arc::new(S3Store::connect(options).await?);
-        let body = |sequence: u64| bodies[sequence as usize % bodies.len()].clone();
-        write(store, "new", NEW_SEGMENTS, NEW_SEGMENT_EVENTS, body).await
-    })?;
+    archive.inside(&["segments", &place, &archive.path("events.ndjson")])?;
     archive.dacapo_on(&place, &["index", "sync", "--json"])?;
-    let said = std::fs::read_to_string(archive.folder.join("output"))?;
-    let said: Value = serde_json::from_str(&said)?;
+    let said = archive.said()?;
+    archive.dacapo_on(&place, &["archive", "ls", "--json"])?;
+    let bytes = archive.said()?["streams"][0]["bytes"].as_f64().context("ls tells the bytes")?;
     ensure!(said["added"] == NEW_SEGMENTS, "not {NEW_SEGMENTS} segments were added: {said}");
     let told = |what: &str| said[what].as_f64().with_context(|| format!("{what} is not told"));
-    let read = told("bytes_read")? / bytes as f64;
+    let read = told("bytes_read")? / bytes;
     report.add("sync on S3: read of the archive".to_owned(), Bar::AtMost(0.01), vec![read]);
     let requests = told("requests")? / NEW_SEGMENTS as f64;
     report.add("sync on S3: requests a segment".to_owned(), Bar::AtMost(1.1), vec![requests]);
     Ok(())
+}
+
+/// Makes the new segments, of the bodies of a file of events.
+pub(crate) fn segments(place: &str, input: &str) -> Result<()> {
+    let bodies = events::bodies(Path::new(input))?.collect::<Result<Vec<_>>>()?;
+    run(async {
+        let options = S3Options::from_url(place).context("it is a URL of S3")?;
+        let store = Arc::new(S3Store::connect(options).await?);
+        let body = |sequence: u64| bodies[sequence as usize % bodies.len()].clone();
+        write(store, "new", NEW_SEGMENTS, NEW_SEGMENT_EVENTS, body).await
+    })
 }
 
 /// The index of as many events as are planned for, and a plan that it answers.
@@ -98,22 +102,21 @@ fn write_many(place: &str, stream: u64) -> Result<()> {
     run(async {
         let store = Arc::new(FileStore::open(Path::new(place)).await?);
         let name = format!("many-{stream}");
-        write(store, &name, SEGMENTS, SEGMENT_EVENTS, |_| Vec::new()).await.map(drop)
+        write(store, &name, SEGMENTS, SEGMENT_EVENTS, |_| Vec::new()).await
     })
 }
 
-/// Writes one stream; returns the bytes of its segments.
+/// Writes one stream.
 async fn write(
     store: Arc<dyn Store>,
     name: &str,
     segments: u64,
     segment_events: u64,
     body: impl Fn(u64) -> Vec<u8>,
-) -> Result<u64> {
+) -> Result<()> {
     let name: StreamName = name.parse()?;
     let now = || Timestamp::from_secs(BEGINNING);
     let mut writer = StreamWriter::open(store, name.clone(), now).await?;
-    let mut bytes = 0;
     for _ in 0..segments {
         let mut builder = SegmentBuilder::new(name.clone(), writer.next());
         for _ in 0..segment_events {
@@ -122,14 +125,12 @@ async fn write(
             builder.push(event).context("it is a usual event")?;
         }
         ensure!(!builder.is_full(), "a segment has no room for {segment_events} events");
-        let sealed = builder.seal(writer.tip(), now(), None)?;
-        bytes += sealed.summary.size;
-        writer.append(&sealed).await?;
+        writer.append(&builder.seal(writer.tip(), now(), None)?).await?;
     }
-    Ok(bytes)
+    Ok(())
 }
 
-fn run<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
+fn run(work: impl Future<Output = Result<()>>) -> Result<()> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(work)
 }
 

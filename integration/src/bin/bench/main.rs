@@ -62,6 +62,7 @@ fn main() -> Result<()> {
         }
         ["consume", url, queue, events] => reference::consume(url, queue, events.parse()?),
         ["scan", archive] => inside::scan(archive),
+        ["segments", archive, input] => indexing::segments(archive, input),
         ["fetch", archive] => inside::fetch(archive),
         _ => {
             let (runs, only) = parse(&args)?;

@@ -1,6 +1,6 @@
 //! What reads an archive without a bus: scans, and the events of one key.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::Write;
 use std::path::Path;
 
@@ -101,8 +101,7 @@ fn one_key(archive: &Archive, report: &mut Report) -> Result<()> {
 fn replayed(archive: &Archive, place: &str) -> Result<Value> {
     let to = archive.path("replayed.ndjson");
     archive.dacapo_on(place, &["replay", "--json", "--key", KEY, "--to-file", &to])?;
-    let said = fs::read_to_string(archive.folder.join("output"))?;
-    Ok(serde_json::from_str(&said)?)
+    archive.said()
 }
 
 fn scans(archive: &Archive) -> Result<Vec<Row>> {
