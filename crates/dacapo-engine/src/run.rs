@@ -13,7 +13,7 @@ use dacapo_archive::store::Store;
 use dacapo_archive::store::metered::Metered;
 use dacapo_bus::Connect;
 use dacapo_event::{
-    Clock, Digest, Event, MemoryBudget, Sequence, ShortStr, StreamName, Timestamp, marking,
+    Clock, Digest, Event, MemoryBudget, Message, Sequence, ShortStr, StreamName, Timestamp, marking,
 };
 use dacapo_filter::Selection;
 use dacapo_republish::{
@@ -43,6 +43,10 @@ const CONTROL_INTERVAL: Duration = Duration::from_millis(250);
 /// How long removing what the target declared may take; nothing depends on it.
 const DISMANTLE_DEADLINE: Duration = Duration::from_secs(30);
 
+/// Is shown each event once, with the message that it is published as, before it is; how often that is
+/// then published does not matter.
+pub type Look<'a> = &'a (dyn Fn(&Event, &mut Message) + Sync);
+
 /// A replay, ready to run.
 pub struct Replay<'a> {
     /// Where its journal and receipt are.
@@ -63,6 +67,8 @@ pub struct Replay<'a> {
     pub clock: Clock,
     /// What reading and the window share.
     pub memory: MemoryBudget,
+    /// Who looks on, if someone does.
+    pub look: Option<Look<'a>>,
 }
 
 /// How a run ended: the receipt always, and what went wrong if something did.
@@ -275,10 +281,13 @@ impl Replay<'_> {
     ) -> Vec<Outgoing<()>> {
         let mut queue = emitted.lock().expect("no holder of this lock panics");
         let prepare = |selected: Selected| {
-            let message = match self.plan.request.target.is_bus() {
+            let mut message = match self.plan.request.target.is_bus() {
                 true => marking::mark(&selected.event, replay, self.plan.request.priority),
                 false => export::json_line(&selected),
             };
+            if let Some(look) = self.look {
+                look(&selected.event, &mut message);
+            }
             let Selected { stream, event, skipped } = selected;
             let Event { sequence, id, time, kind, message: original, .. } = event;
             queue.push_back(Place {

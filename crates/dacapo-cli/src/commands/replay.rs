@@ -117,6 +117,7 @@ pub async fn run(args: &ReplayArgs, settings: &Settings, output: &Output) -> any
         nack_retries: args.running.nack_retries(),
         clock: settings.clock,
         memory: settings.memory,
+        look: None,
     };
     carry_out(&replay, &args.running, signals, output).await
 }
@@ -172,6 +173,7 @@ async fn resume(
         nack_retries: running.nack_retries(),
         clock: settings.clock,
         memory: settings.memory,
+        look: None,
     };
     carry_out(&replay, running, signals, output).await
 }
@@ -299,7 +301,7 @@ fn step_after(error: &EngineError, id: &ReplayId) -> Option<String> {
 }
 
 /// Shows progress for ever.
-async fn show(mut watched: watch::Receiver<Progress>, plan: &Plan, output: &Output) {
+pub(super) async fn show(mut watched: watch::Receiver<Progress>, plan: &Plan, output: &Output) {
     let mut steps = Steps::new(output, "replaying");
     loop {
         let progress = watched.borrow_and_update().clone();

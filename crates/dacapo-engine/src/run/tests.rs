@@ -71,6 +71,7 @@ impl World {
             nack_retries: None,
             clock,
             memory: MemoryBudget::DEFAULT,
+            look: None,
         }
     }
 
@@ -163,6 +164,30 @@ async fn a_replay_delivers_every_event_once_in_order_and_marked() {
         assert_eq!(replay, Some(locked.id.as_str()));
         assert_ne!(message.routing_key.as_str(), Some("q"), "the routing key arrives as it was");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_looks_on_is_shown_each_event_once_whatever_is_published_again() {
+    let world = World::small().await;
+    let plan = world.plan(windowed(10, everything())).await;
+    let locked = world.create(&plan);
+    let lost = Fault::Lose { after: 15, noticed: Noticed::Later };
+    let target = Faulty::new(world.queue(), vec![lost], CONFIRM_DELAY);
+    let seen = Mutex::new(Vec::new());
+    let look = |event: &Event, message: &mut Message| {
+        seen.lock().unwrap().push(event.id.clone());
+        let headers = message.properties.headers.as_mut().unwrap();
+        headers.insert(ShortStr::from_static("x-seen"), FieldValue::Boolean(true));
+    };
+    let replay = Replay { look: Some(&look), ..world.replay(&locked, &plan, &target) };
+    let control = watch::Sender::default();
+    let finished = replay.run(control.subscribe(), &watch::Sender::default()).await.unwrap();
+    assert!(finished.receipt.counts.possible_repeats > 0, "{:?}", finished.receipt);
+    assert_eq!(seen.into_inner().unwrap(), world.ids(&everything()));
+    let messages = world.arrived().await;
+    assert!(
+        messages.len() > 40 && messages.iter().all(|m| m.properties.header("x-seen").is_some())
+    );
 }
 
 #[tokio::test(start_paused = true)]

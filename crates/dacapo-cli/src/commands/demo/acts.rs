@@ -244,6 +244,7 @@ impl Story<'_> {
             nack_retries: None,
             clock,
             memory: self.settings.memory,
+            look: None,
         };
         let (_control, controlled) = watch::channel(Control::Run);
         let (progress, mut watched) = watch::channel(Progress::default());
