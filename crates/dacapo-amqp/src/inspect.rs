@@ -80,6 +80,16 @@ pub async fn inspect(broker: &Broker, target: &AmqpTarget) -> Result<TargetFacts
     }
 }
 
+/// Returns what a broker calls its cluster, whatever address it is reached by; nothing if it does not
+/// say.
+///
+/// # Errors
+/// No connection, or the virtual host refused.
+pub async fn cluster(broker: &Broker) -> Result<Option<String>, BusError> {
+    let product = wire::product(broker).await?;
+    Ok(Some(product.cluster).filter(|name| !name.is_empty()))
+}
+
 /// What a broker has against a replay before anything is published.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Objections {

@@ -8,6 +8,7 @@
 //! | [`AmqpQueue`], [`declare_service`] | the `Source` of a service: one queue |
 //! | [`inspect()`], [`objections()`], [`blind_spots`] | what a plan or an archiver must know before it starts |
 //! | [`declare_topic`], [`remove`] | what is made for a while and taken away again |
+//! | [`declare_copy`], [`declare_witness`], [`bind`], [`queue_state`] | the environment of a drill |
 //! | `wire` | a small consumer and a small publisher of our own |
 //!
 //! Declaring and inspecting go through lapin. Messages do not: AMQP says that short strings are
@@ -21,6 +22,7 @@
 
 mod appetite;
 mod connect;
+mod copy;
 mod error;
 mod inspect;
 mod parked;
@@ -33,7 +35,11 @@ mod uri;
 mod wire;
 
 pub use connect::{Broker, ClientIdentity, Tls};
-pub use inspect::{Objections, TargetFacts, inspect, objections};
+pub use copy::{
+    BindTo, Copied, CopiedBinding, CopiedExchange, CopiedQueue, Made, Place, QueueState, bind,
+    declare_copy, declare_witness, queue_state,
+};
+pub use inspect::{Objections, TargetFacts, cluster, inspect, objections};
 pub use sink::AmqpConnect;
 pub use source::{AmqpQueue, AmqpSubscribe};
 pub use target::{AmqpTarget, Via};

@@ -79,6 +79,31 @@ impl AmqpUrl {
         &self.vhost
     }
 
+    /// Returns the same address in another virtual host.
+    #[must_use]
+    pub fn with_vhost(mut self, vhost: impl Into<String>) -> Self {
+        self.vhost = vhost.into();
+        self
+    }
+
+    /// Returns the user; with `auth_mechanism=external` the one that the URL names all the same.
+    pub fn user(&self) -> &str {
+        &self.user
+    }
+
+    /// Returns the address with its password, for a program that is started to connect there.
+    pub fn reveal(&self) -> String {
+        let shown = self.to_string();
+        match self.login() {
+            Login::Certificate => shown,
+            Login::Password => {
+                let (user, password) = (encode(&self.user), encode(&self.password));
+                let scheme = if self.is_tls() { "amqps" } else { "amqp" };
+                format!("{scheme}://{user}:{password}@{}", self.peer())
+            }
+        }
+    }
+
     pub(crate) fn is_tls(&self) -> bool {
         self.transport == Transport::Tls
     }
@@ -293,6 +318,17 @@ mod tests {
             assert_eq!(asked, Some(SASLMechanism::External));
         }
         check("amqps://u@h/v?auth_mechanism=plain", "amqps://u@h:5671/v");
+    }
+
+    #[test]
+    fn what_is_revealed_is_the_same_address() {
+        for text in ["amqp://u:p%40%2F@h:1/x%2Fy", "amqps://u:p@h:5671/%2F"] {
+            let url: AmqpUrl = text.parse().unwrap();
+            assert_eq!(url.reveal(), text);
+            let other = url.clone().with_vhost("a b");
+            assert_eq!((other.user(), other.vhost()), ("u", "a b"));
+            assert_eq!(other.reveal().parse::<AmqpUrl>(), Ok(other));
+        }
     }
 
     #[test]

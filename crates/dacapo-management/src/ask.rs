@@ -4,9 +4,9 @@ use std::error::Error;
 use std::io;
 use std::time::Duration;
 
-use http_body_util::{BodyExt, Empty, Limited};
+use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Bytes;
-use hyper::{Request, StatusCode, header};
+use hyper::{Method, Request, StatusCode, header};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -16,6 +16,9 @@ use crate::{Management, ManagementError, tls};
 
 /// Past a slow answer of a busy node, and before the next question of who watches is due.
 const DEADLINE: Duration = Duration::from_secs(10);
+
+/// A virtual host with some hundred queues takes seconds to go.
+const CHANGE_DEADLINE: Duration = Duration::from_secs(60);
 
 /// The most of one answer: 20,000 queues at 800 bytes each, in the columns that are asked for.
 const ANSWER_BYTES_MAX: usize = 16 * 1024 * 1024;
@@ -28,6 +31,8 @@ const ANSWER_VALUES_MAX: usize = 500_000;
 pub(crate) mod tags {
     /// Nodes, queues, exchanges, bindings and policies; parameters and definitions are not in it.
     pub(crate) const MONITORING: &str = "monitoring";
+    /// Virtual hosts are made and deleted.
+    pub(crate) const ADMINISTRATOR: &str = "administrator";
 }
 
 type Reason = Box<dyn Error + Send + Sync>;
@@ -41,12 +46,7 @@ impl Management {
         path: &str,
         tag: &'static str,
     ) -> Result<Value, ManagementError> {
-        let asked = tokio::time::timeout(DEADLINE, self.ask(path));
-        let asked = match asked.await {
-            Ok(asked) => asked,
-            Err(_) => Err(format!("no answer within {DEADLINE:?}").into()),
-        };
-        let (status, body) = asked.map_err(|source| self.unanswered(source))?;
+        let (status, body) = self.within(DEADLINE, Method::GET, path, Bytes::new()).await?;
         match status {
             StatusCode::OK => {
                 let read = off_the_runtime(move || read(&body)).await;
@@ -57,6 +57,47 @@ impl Management {
             }
             status => Err(self.strange(path, status.to_string())),
         }
+    }
+
+    /// Changes something with `METHOD /api/PATH` and returns the status; an account that may not is an
+    /// error.
+    ///
+    /// Not cancel-safe: a dropped call may have changed it.
+    pub(crate) async fn change(
+        &self,
+        method: Method,
+        path: &str,
+        body: &Value,
+    ) -> Result<StatusCode, ManagementError> {
+        let body = if body.is_null() { Bytes::new() } else { body.to_string().into() };
+        let (status, said) = self.within(CHANGE_DEADLINE, method, path, body).await?;
+        match status {
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Err(ManagementError::Denied {
+                place: self.to_string(),
+                path: named(path),
+                tag: tags::ADMINISTRATOR,
+            }),
+            status if status.is_success() || status == StatusCode::NOT_FOUND => Ok(status),
+            status => {
+                let said: String = String::from_utf8_lossy(&said).chars().take(200).collect();
+                Err(self.strange(path, format!("{status} {said}")))
+            }
+        }
+    }
+
+    async fn within(
+        &self,
+        deadline: Duration,
+        method: Method,
+        path: &str,
+        body: Bytes,
+    ) -> Result<(StatusCode, Bytes), ManagementError> {
+        let asked = tokio::time::timeout(deadline, self.ask(method, path, body));
+        let asked = match asked.await {
+            Ok(asked) => asked,
+            Err(_) => Err(format!("no answer within {deadline:?}").into()),
+        };
+        asked.map_err(|source| self.unanswered(source))
     }
 
     fn unanswered(&self, source: Reason) -> ManagementError {
@@ -79,27 +120,39 @@ impl Management {
         }
     }
 
-    async fn ask(&self, path: &str) -> Result<(StatusCode, Bytes), Reason> {
+    async fn ask(
+        &self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+    ) -> Result<(StatusCode, Bytes), Reason> {
         let host = self.host.trim_matches(['[', ']']);
         let stream = TcpStream::connect((host, self.port)).await?;
         match &self.tls {
-            None => self.ask_over(stream, path).await,
-            Some(tls) => self.ask_over(tls.shake_hands(host, stream).await?, path).await,
+            None => self.ask_over(stream, method, path, body).await,
+            Some(tls) => {
+                self.ask_over(tls.shake_hands(host, stream).await?, method, path, body).await
+            }
         }
     }
 
     async fn ask_over(
         &self,
         stream: impl AsyncRead + AsyncWrite + Unpin,
+        method: Method,
         path: &str,
+        body: Bytes,
     ) -> Result<(StatusCode, Bytes), Reason> {
         let (mut sender, connection) =
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-        let question = Request::get(format!("{}/api/{path}", self.prefix))
+        let question = Request::builder()
+            .method(method)
+            .uri(format!("{}/api/{path}", self.prefix))
+            .header(header::CONTENT_TYPE, "application/json")
             .header(header::HOST, format!("{}:{}", self.host, self.port))
             .header(header::AUTHORIZATION, self.authorization.clone())
             .header(header::CONNECTION, "close")
-            .body(Empty::<Bytes>::new())?;
+            .body(Full::new(body))?;
         let answer = async move {
             let answer = sender.send_request(question).await?;
             let status = answer.status();

@@ -80,6 +80,8 @@ pub(crate) struct Product {
     pub(crate) name: String,
     /// For example `3.10.8`.
     pub(crate) version: String,
+    /// The name of its cluster, for example `rabbit@host`; empty if it does not say.
+    pub(crate) cluster: String,
 }
 
 /// An open connection.
@@ -369,7 +371,7 @@ fn product(mut start: Bytes) -> Result<Product, Malformed> {
     let properties = table::decode(table::take_table(&mut start)?)?;
     let _mechanisms = take_long(&mut start)?;
     let text = |name| properties.get(name).map(FieldValue::to_text_lossy).unwrap_or_default();
-    Ok(Product { name: text("product"), version: text("version") })
+    Ok(Product { name: text("product"), version: text("version"), cluster: text("cluster_name") })
 }
 
 fn tune_of(tune: &mut Bytes) -> Result<(u16, u32, u16), Malformed> {

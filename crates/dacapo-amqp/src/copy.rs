@@ -1,0 +1,353 @@
+//! What a drill makes of a virtual host: exchanges, queues and bindings as somewhere else, and a
+//! queue beside another one.
+//!
+//! Invariant: what was there before is left as it is, and what was made is known even if making it
+//! stops half way, so that it can be removed.
+
+use std::collections::BTreeSet;
+
+use dacapo_bus::BusError;
+use dacapo_event::{FieldTable, FieldValue};
+use lapin::options::{
+    ExchangeBindOptions, ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions,
+};
+use lapin::types::{
+    AMQPValue, ByteArray, DecimalValue, FieldArray, FieldTable as AmqpTable, LongString,
+    ShortString,
+};
+use lapin::{Channel, ExchangeKind};
+
+use crate::Broker;
+use crate::connect::Session;
+use crate::error::Doing;
+use crate::target::name_of;
+use crate::topology::look_up_exchange;
+
+/// Things that one connection looks up and declares: each look-up may cost a channel, and a
+/// connection has 2,047.
+const THINGS_PER_CONNECTION: usize = 500;
+
+/// What to declare.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Copied {
+    /// Exchanges, declared first.
+    pub exchanges: Vec<CopiedExchange>,
+    /// Queues.
+    pub queues: Vec<CopiedQueue>,
+    /// Bindings, declared last.
+    pub bindings: Vec<CopiedBinding>,
+}
+
+/// A durable exchange.
+#[derive(Debug, Clone, PartialEq)]
+pub struct CopiedExchange {
+    /// Its name.
+    pub name: String,
+    /// Its type.
+    pub kind: String,
+    /// Whether clients may publish to it.
+    pub internal: bool,
+    /// Its arguments.
+    pub arguments: FieldTable,
+}
+
+/// A durable queue.
+#[derive(Debug, Clone, PartialEq)]
+pub struct CopiedQueue {
+    /// Its name.
+    pub name: String,
+    /// Its arguments.
+    pub arguments: FieldTable,
+}
+
+/// A binding.
+#[derive(Debug, Clone, PartialEq)]
+pub struct CopiedBinding {
+    /// The exchange that it is of.
+    pub source: String,
+    /// Where it leads.
+    pub to: BindTo,
+    /// Its key.
+    pub routing_key: String,
+    /// Its arguments.
+    pub arguments: FieldTable,
+}
+
+/// Where a binding leads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum BindTo {
+    /// To a queue.
+    Queue(String),
+    /// To an exchange.
+    Exchange(String),
+}
+
+/// What a virtual host has before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// Nothing: it was made just now.
+    Empty,
+    /// Whatever others made.
+    InUse,
+}
+
+/// What was made, and what was there.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Made {
+    /// Exchanges that were made.
+    pub exchanges: Vec<String>,
+    /// Queues that were made.
+    pub queues: Vec<String>,
+    /// How many bindings were made.
+    pub bindings: u64,
+    /// Exchanges and queues that were there, for people: "queue `orders`".
+    pub found: BTreeSet<String>,
+}
+
+/// A queue as it is now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct QueueState {
+    /// Messages that wait in it.
+    pub ready: u64,
+    /// Its consumers.
+    pub consumers: u64,
+}
+
+/// Declares what is not there yet; bindings only where one end of them was made here. `made` says how
+/// far it came, also if it fails.
+///
+/// # Errors
+/// No connection, no permission, or something that the broker does not take.
+pub async fn declare_copy(
+    broker: &Broker,
+    copied: &Copied,
+    place: Place,
+    made: &mut Made,
+) -> Result<(), BusError> {
+    for some in copied.exchanges.chunks(THINGS_PER_CONNECTION) {
+        let session = broker.connect().await?;
+        let declared = exchanges(&session, some, place, made).await;
+        session.close().await;
+        declared?;
+    }
+    for some in copied.queues.chunks(THINGS_PER_CONNECTION) {
+        let session = broker.connect().await?;
+        let declared = queues(&session, some, place, made).await;
+        session.close().await;
+        declared?;
+    }
+    let session = broker.connect().await?;
+    let bound = bindings(&session, &copied.bindings, made).await;
+    session.close().await;
+    bound
+}
+
+async fn exchanges(
+    session: &Session,
+    exchanges: &[CopiedExchange],
+    place: Place,
+    made: &mut Made,
+) -> Result<(), BusError> {
+    let channel = session.channel().await?;
+    for exchange in exchanges {
+        let name = name_of(&exchange.name, &session.peer)?;
+        if place == Place::InUse {
+            match look_up_exchange(session, &name).await {
+                Ok(()) => {
+                    made.found.insert(format!("exchange `{}`", exchange.name));
+                    continue;
+                }
+                Err(BusError::NotFound { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        let kind = match exchange.kind.as_str() {
+            "direct" => ExchangeKind::Direct,
+            "fanout" => ExchangeKind::Fanout,
+            "headers" => ExchangeKind::Headers,
+            "topic" => ExchangeKind::Topic,
+            other => ExchangeKind::Custom(other.to_owned()),
+        };
+        let options = ExchangeDeclareOptions {
+            durable: true,
+            internal: exchange.internal,
+            ..ExchangeDeclareOptions::default()
+        };
+        let arguments = table(&exchange.arguments, &session.peer)?;
+        let declaring = channel.exchange_declare(name, kind, options, arguments);
+        session.ask(Doing::Declaring, declaring).await?;
+        made.exchanges.push(exchange.name.clone());
+    }
+    Ok(())
+}
+
+async fn queues(
+    session: &Session,
+    queues: &[CopiedQueue],
+    place: Place,
+    made: &mut Made,
+) -> Result<(), BusError> {
+    let channel = session.channel().await?;
+    for queue in queues {
+        if place == Place::InUse && look_up_queue(session, &queue.name).await?.is_some() {
+            made.found.insert(format!("queue `{}`", queue.name));
+            continue;
+        }
+        declare_queue(session, &channel, &queue.name, table(&queue.arguments, &session.peer)?)
+            .await?;
+        made.queues.push(queue.name.clone());
+    }
+    Ok(())
+}
+
+async fn bindings(
+    session: &Session,
+    bindings: &[CopiedBinding],
+    made: &mut Made,
+) -> Result<(), BusError> {
+    let channel = session.channel().await?;
+    let mut bound = 0;
+    for binding in bindings {
+        let ends_here = match &binding.to {
+            BindTo::Queue(queue) => made.queues.contains(queue),
+            BindTo::Exchange(exchange) => made.exchanges.contains(exchange),
+        };
+        if !ends_here && !made.exchanges.contains(&binding.source) {
+            continue;
+        }
+        let peer = &session.peer;
+        let (source, key) = (name_of(&binding.source, peer)?, name_of(&binding.routing_key, peer)?);
+        let arguments = table(&binding.arguments, peer)?;
+        match &binding.to {
+            BindTo::Queue(queue) => {
+                let options = QueueBindOptions::default();
+                let queue = name_of(queue, peer)?;
+                let binding = channel.queue_bind(queue, source, key, options, arguments);
+                session.ask(Doing::Declaring, binding).await?;
+            }
+            BindTo::Exchange(exchange) => {
+                let options = ExchangeBindOptions::default();
+                let exchange = name_of(exchange, peer)?;
+                let binding = channel.exchange_bind(exchange, source, key, options, arguments);
+                session.ask(Doing::Declaring, binding).await?;
+            }
+        }
+        bound += 1;
+    }
+    made.bindings += bound;
+    Ok(())
+}
+
+/// Declares a durable queue that will be bound beside another one.
+///
+/// # Errors
+/// No connection, or no permission.
+pub async fn declare_witness(broker: &Broker, queue: &str) -> Result<(), BusError> {
+    let session = broker.connect().await?;
+    let declared = async {
+        let channel = session.channel().await?;
+        declare_queue(&session, &channel, queue, AmqpTable::default()).await
+    };
+    let declared = declared.await;
+    session.close().await;
+    declared
+}
+
+/// Binds a queue to a fanout exchange; once more is no error.
+///
+/// # Errors
+/// No connection, no permission, or one of the two is not there.
+pub async fn bind(broker: &Broker, queue: &str, exchange: &str) -> Result<(), BusError> {
+    let session = broker.connect().await?;
+    let bound = async {
+        let channel = session.channel().await?;
+        let binding = channel.queue_bind(
+            name_of(queue, &session.peer)?,
+            name_of(exchange, &session.peer)?,
+            ShortString::default(),
+            QueueBindOptions::default(),
+            AmqpTable::default(),
+        );
+        session.ask(Doing::Declaring, binding).await
+    };
+    let bound = bound.await;
+    session.close().await;
+    bound
+}
+
+/// Returns how a queue is, or nothing if it is not there.
+///
+/// # Errors
+/// No connection, or no permission.
+pub async fn queue_state(broker: &Broker, queue: &str) -> Result<Option<QueueState>, BusError> {
+    let session = broker.connect().await?;
+    let state = look_up_queue(&session, queue).await;
+    session.close().await;
+    state
+}
+
+/// Uses a channel of its own, which a refusal closes.
+async fn look_up_queue(session: &Session, queue: &str) -> Result<Option<QueueState>, BusError> {
+    let channel = session.channel().await?;
+    let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+    let queue = name_of(queue, &session.peer)?;
+    let asking = channel.queue_declare(queue, passive, AmqpTable::default());
+    match session.ask(Doing::Declaring, asking).await {
+        Ok(queue) => Ok(Some(QueueState {
+            ready: u64::from(queue.message_count()),
+            consumers: u64::from(queue.consumer_count()),
+        })),
+        Err(BusError::NotFound { .. }) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+async fn declare_queue(
+    session: &Session,
+    channel: &Channel,
+    queue: &str,
+    arguments: AmqpTable,
+) -> Result<(), BusError> {
+    let queue = name_of(queue, &session.peer)?;
+    let declaring = channel.queue_declare(queue, QueueDeclareOptions::durable(), arguments);
+    session.ask(Doing::Declaring, declaring).await.map(drop)
+}
+
+/// Returns arguments as lapin has them.
+fn table(fields: &FieldTable, peer: &str) -> Result<AmqpTable, BusError> {
+    let mut table = AmqpTable::default();
+    for (name, value) in fields.iter() {
+        table.insert(name_of(&name.to_str_lossy(), peer)?, self::value(value, peer)?);
+    }
+    Ok(table)
+}
+
+fn value(value: &FieldValue, peer: &str) -> Result<AMQPValue, BusError> {
+    Ok(match value {
+        FieldValue::Boolean(value) => AMQPValue::Boolean(*value),
+        FieldValue::ShortShortInt(value) => AMQPValue::ShortShortInt(*value),
+        FieldValue::ShortShortUInt(value) => AMQPValue::ShortShortUInt(*value),
+        FieldValue::ShortInt(value) => AMQPValue::ShortInt(*value),
+        FieldValue::ShortUInt(value) => AMQPValue::ShortUInt(*value),
+        FieldValue::LongInt(value) => AMQPValue::LongInt(*value),
+        FieldValue::LongUInt(value) => AMQPValue::LongUInt(*value),
+        FieldValue::LongLongInt(value) => AMQPValue::LongLongInt(*value),
+        FieldValue::Float(value) => AMQPValue::Float(*value),
+        FieldValue::Double(value) => AMQPValue::Double(*value),
+        FieldValue::Decimal { scale, value } => {
+            AMQPValue::DecimalValue(DecimalValue { scale: *scale, value: *value })
+        }
+        FieldValue::LongString(bytes) => AMQPValue::LongString(LongString::from(bytes.to_vec())),
+        FieldValue::Array(values) => {
+            let mut array = FieldArray::default();
+            for value in values {
+                array.push(self::value(value, peer)?);
+            }
+            AMQPValue::FieldArray(array)
+        }
+        FieldValue::Timestamp(seconds) => AMQPValue::Timestamp(*seconds),
+        FieldValue::Table(fields) => AMQPValue::FieldTable(table(fields, peer)?),
+        FieldValue::Void => AMQPValue::Void,
+        FieldValue::ByteArray(bytes) => AMQPValue::ByteArray(ByteArray::from(bytes.to_vec())),
+    })
+}
