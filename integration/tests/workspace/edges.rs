@@ -14,14 +14,18 @@ const ROOT_CRATE: &str = "dacapo-cli";
 const NOT_IN_THE_ROOT: [&str; 2] = ["dacapo-consumer", "dacapo-fuzz"];
 
 /// An external crate (a final `*` stands for any rest), and the only crates that may depend on it.
-const HOMES: [(&str, &[&str]); 12] = [
+const HOMES: [(&str, &[&str]); 16] = [
     ("anyhow", &["dacapo-cli"]),
-    ("aws-*", &["dacapo-s3"]),
+    ("aws-config", &["dacapo-s3"]),
+    ("aws-lc-rs", &["dacapo-drill"]),
+    ("aws-sdk-*", &["dacapo-s3"]),
+    ("aws-types", &["dacapo-s3"]),
     ("cel", &["dacapo-filter"]),
     ("clap*", &["dacapo-cli"]),
     ("governor", &["dacapo-republish"]),
     ("indicatif", &["dacapo-cli"]),
     ("lapin", &["dacapo-amqp"]),
+    ("maud", &["dacapo-drill"]),
     ("parquet", &["dacapo-archive"]),
     ("peak_alloc", &["dacapo-fuzz"]),
     ("prost-reflect", &["dacapo-filter"]),
