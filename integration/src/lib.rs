@@ -17,6 +17,7 @@ pub mod process;
 pub mod secrets;
 pub mod tls;
 
+pub mod chromium;
 pub mod prometheus;
 pub mod rabbit;
 pub mod seaweed;

@@ -24,8 +24,12 @@ const SECRET_VARIABLES: [&str; 3] =
     ["DACAPO_AMQP_PASSWORD", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"];
 
 /// Flags whose value is a file with a secret, and their names in the configuration.
-const SECRET_FILES: [(&str, &str); 2] =
-    [("--amqp-password-file", "amqp_password_file"), ("--amqp-key", "amqp_key")];
+const SECRET_FILES: [(&str, &str); 3] = [
+    ("--amqp-password-file", "amqp_password_file"),
+    ("--amqp-key", "amqp_key"),
+    // The key that signs reports of drills; never in a configuration.
+    ("--key", "key"),
+];
 
 const BASE64: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
 

@@ -2,6 +2,7 @@
 //! sees it.
 
 mod archive;
+mod drill;
 mod emit;
 mod pace;
 mod preflight;
@@ -22,6 +23,7 @@ use crate::exit::Failure;
 pub use archive::{
     CompactArgs, DefinitionsArgs, FieldArgs, ImportArgs, LsArgs, RepairArgs, RunArgs, VerifyArgs,
 };
+pub use drill::{DrillArgs, DrillCommand, DrillVerifyArgs, Rehearsed};
 pub use emit::EmitArgs;
 pub use pace::{PaceArgs, parse_bytes};
 pub use preflight::PreflightArgs;
@@ -46,7 +48,8 @@ Exit status:
   6  interrupted; `dacapo replay resume ID` goes on
   7  busy: another process has the index or runs this replay
   8  unavailable: the store or the broker does not answer; try again
-  9  the input of an import or of emit is not what it should be";
+  9  the input of an import, of emit or of `drill verify` is not what it should be
+ 10  a drill missed a target: its report says which";
 
 /// Keeps every event of a RabbitMQ platform in S3 and plays any part of it back
 #[derive(Debug, Parser)]
@@ -169,6 +172,13 @@ pub enum Command {
     /// List, show, pause, resume and cancel replays
     #[command(subcommand)]
     Replays(ReplaysCommand),
+    /// Rehearse a restore somewhere else, measure it, and leave a signed report
+    ///
+    /// Makes an isolated virtual host (or takes one), replays there, waits until the service under test
+    /// has drained its queue, runs the checks, holds the times against the targets, and takes everything
+    /// down again. Status 0 only if every target is met, 10 if not. `dacapo drill --example` prints a
+    /// description with everything in it.
+    Drill(Box<DrillArgs>),
     /// Publish new events to the bus, one or a file of them, and wait until each is confirmed
     ///
     /// For example: dacapo emit --exchange shop --routing-key order.placed --type order.placed

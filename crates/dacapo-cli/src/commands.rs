@@ -3,6 +3,7 @@
 mod archive;
 mod blast;
 mod demo;
+mod drill;
 mod emit;
 mod events;
 mod import;
@@ -31,6 +32,7 @@ pub async fn run(command: Command, settings: &Settings, output: &Output) -> anyh
         Command::Plan(args) => plan::run(&args, settings, output).await,
         Command::Replay(args) => replay::run(&args, settings, output).await,
         Command::Replays(command) => replays::run(&command, settings, output).await,
+        Command::Drill(args) => drill::run(&args, settings, output).await,
         Command::Emit(args) => emit::run(&args, settings, output).await,
         Command::Completions { shell } => {
             let mut script = Vec::new();

@@ -9,6 +9,7 @@ use dacapo_archive::ArchiveError;
 use dacapo_archive::store::StoreError;
 use dacapo_archiver::{ArchiverError, ImportError};
 use dacapo_bus::BusError;
+use dacapo_drill::DrillError;
 use dacapo_engine::EngineError;
 use dacapo_event::ParseError;
 use dacapo_filter::{FilterError, WhereError};
@@ -38,8 +39,10 @@ pub enum Exit {
     Busy = 7,
     /// The store or the broker does not answer.
     Unavailable = 8,
-    /// The input of an import or of `emit` is not what it should be.
+    /// The input of an import, of `emit` or of `drill verify` is not what it should be.
     Input = 9,
+    /// A drill missed a target.
+    Missed = 10,
 }
 
 /// An error of this crate, with the status that it leads to.
@@ -179,6 +182,13 @@ fn of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<Exit> {
     }
     if let Some(error) = cause.downcast_ref::<BusError>() {
         return Some(of_bus(error));
+    }
+    if let Some(error) = cause.downcast_ref::<DrillError>() {
+        return Some(match error {
+            DrillError::Description { .. } => Exit::Usage,
+            DrillError::Definitions { .. } | DrillError::Key { .. } => Exit::Configuration,
+            DrillError::Report { .. } | DrillError::BadSignature => Exit::Input,
+        });
     }
     cause.downcast_ref::<IndexError>().and_then(of_index)
 }

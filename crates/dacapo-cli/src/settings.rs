@@ -17,7 +17,7 @@ use crate::exit::Failure;
 use account::Account;
 
 /// What every command works with.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Settings {
     archive: Option<ArchiveUrl>,
     index: Option<PathBuf>,
@@ -170,6 +170,30 @@ impl Settings {
     /// Returns the broker's virtual host if a broker was named.
     pub fn vhost(&self) -> Option<&str> {
         self.amqp.as_ref().map(AmqpUrl::vhost)
+    }
+
+    /// Returns host, port and virtual host of the broker if one was named.
+    pub fn peer(&self) -> Option<String> {
+        self.amqp.as_ref().map(AmqpUrl::peer)
+    }
+
+    /// Returns the same settings in another virtual host of the broker.
+    #[must_use]
+    pub fn in_vhost(&self, vhost: &str) -> Self {
+        let amqp = self.amqp.clone().map(|url| url.with_vhost(vhost));
+        Settings { amqp, ..self.clone() }
+    }
+
+    /// Returns the same settings on another broker, whose password is in its URL if it has one; the
+    /// certificates are the same.
+    pub fn on_broker(&self, amqp: &str, management: Option<&str>) -> anyhow::Result<Self> {
+        let account = self.account.without_password();
+        let (_, tls) = account.read()?;
+        let management = management.map(|text| Management::new(text, certificates(&tls)));
+        let management = management.transpose().map_err(|error: ManagementError| {
+            Failure::configuration(format!("`management` of the environment: {error}"))
+        })?;
+        Ok(Settings { amqp: Some(amqp_url(amqp)?), account, management, ..self.clone() })
     }
 
     /// Returns the broker's management plugin if one was named.

@@ -5,17 +5,18 @@
 //! body, a password or a value of a service's environment.
 
 mod forms;
+mod reconciliation;
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use dacapo_event::{Digest, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use crate::DrillError;
-use crate::tally::Tallies;
 use crate::verdict::{Requirement, Verdict, judge};
 use forms::{as_text, millis, millis_if_any, text_if_any};
+
+pub use reconciliation::{Counted, Reconciliation, Row, ServiceSeen, TargetSeen};
 
 /// The form of reports that this version writes and reads.
 pub const SCHEMA: &str = "dacapo.drill/1";
@@ -222,68 +223,6 @@ pub struct Replay {
     pub possible_repeats: u64,
 }
 
-/// Archive, target and service side by side.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Reconciliation {
-    /// Who says what the target got.
-    pub target: TargetSeen,
-    /// Whether the service was asked.
-    pub service: ServiceSeen,
-    /// Exact repeats that the archive gave, and that the target got.
-    pub repeats: [u64; 2],
-    /// One row a type.
-    pub rows: Vec<Row>,
-}
-
-/// Who says what the target got.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum TargetSeen {
-    /// A queue beside the target queue, which got what that got, and was read.
-    Witness,
-    /// The broker's confirms in the receipt, of all types together.
-    Receipt,
-}
-
-/// Whether the service said what it has.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum ServiceSeen {
-    /// It did.
-    Asked,
-    /// The description does not ask it.
-    NotAsked,
-    /// It was asked and did not answer.
-    Failed,
-}
-
-/// One type.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Row {
-    /// The type.
-    #[serde(rename = "type")]
-    pub kind: String,
-    /// What the archive gave.
-    pub archive: Counted,
-    /// What the target got, if that is known by type.
-    pub target: Option<Counted>,
-    /// How many the service says it has.
-    pub service: Option<u64>,
-}
-
-/// A count and a digest that no order changes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Counted {
-    /// How many events.
-    pub events: u64,
-    /// See [`crate::tally::Tally::digest`].
-    #[serde(with = "as_text")]
-    pub digest: Digest,
-}
-
 /// How the service did.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -386,7 +325,7 @@ impl Report {
     /// Returns the report of these facts, to the millisecond: what is judged is what is written.
     pub fn new(mut facts: Facts) -> Self {
         let whole = |time: &mut Duration| {
-            *time -= Duration::from_nanos(u64::from(time.subsec_nanos() % 1_000_000))
+            *time -= Duration::from_nanos(u64::from(time.subsec_nanos() % 1_000_000));
         };
         let times = [&mut facts.rto, &mut facts.rto_target, &mut facts.rpo_target];
         times.into_iter().flatten().for_each(whole);
@@ -433,40 +372,6 @@ impl Report {
             return Err(wrong("its verdict does not follow from its facts".to_owned()));
         }
         Ok(report)
-    }
-}
-
-impl Reconciliation {
-    /// Sets what was counted side by side; without a witness nothing is known of the target by type.
-    pub fn new(
-        archive: &Tallies,
-        target: Option<&Tallies>,
-        service: ServiceSeen,
-        counts: &BTreeMap<String, u64>,
-    ) -> Self {
-        let known = |tallies: &Tallies, kind: &str| {
-            let tally = tallies.by_type().get(kind).copied().unwrap_or_default();
-            Counted { events: tally.events, digest: tally.digest() }
-        };
-        let kinds: BTreeSet<&String> = archive
-            .by_type()
-            .keys()
-            .chain(target.iter().flat_map(|target| target.by_type().keys()))
-            .chain(counts.keys())
-            .collect();
-        let row = |kind: &String| Row {
-            kind: kind.clone(),
-            archive: known(archive, kind),
-            target: target.map(|target| known(target, kind)),
-            service: (service == ServiceSeen::Asked)
-                .then(|| counts.get(kind).copied().unwrap_or_default()),
-        };
-        Reconciliation {
-            target: if target.is_some() { TargetSeen::Witness } else { TargetSeen::Receipt },
-            service,
-            repeats: [archive.repeats(), target.map_or(0, Tallies::repeats)],
-            rows: kinds.into_iter().map(row).collect(),
-        }
     }
 }
 

@@ -20,6 +20,7 @@ use super::witness::Queue;
 /// Jobs as docs/operations.md names them.
 const ARCHIVER_JOB: &str = "dacapo-archiver";
 const REPLAY_JOB: &str = "dacapo-replay";
+const DRILL_JOB: &str = "dacapo-drill";
 
 /// Events of the replay that is scraped: at one a second more than a test lasts.
 const EVENTS: usize = 1_000;
@@ -71,6 +72,18 @@ impl Watched {
         let pace = ["--to-queue", queue.name(), "--rate", "1"];
         let watched = ["--metrics", "127.0.0.1:0", "--log", "info"];
         let (running, _) = platform.start_replay(&[&pace[..], &watched[..]].concat());
+        Watched::of(running)
+    }
+
+    /// Starts drills that cannot begin, and are tried again tomorrow.
+    fn drilling(platform: &Platform) -> Self {
+        let described = "name = 'd'\n[environment]\nvhost = '/'\n[target]\nqueue = 'q'\n";
+        platform.dacapo.file("drill.toml", described);
+        let flags = ["--every", "24h", "--metrics", "127.0.0.1:0", "--log", "info"];
+        Watched::of(platform.dacapo.spawn(["drill", "drill.toml"].iter().chain(&flags)))
+    }
+
+    fn of(running: Running) -> Self {
         let line = running.wait_for_line("serving /metrics and /health", DEADLINE);
         let (_, address) = line.rsplit_once("address=").expect("it is a field of the line");
         Watched { running, address: address.trim().to_owned() }
@@ -171,13 +184,21 @@ fn every_metric_is_documented_and_every_rule_asks_for_one_that_is_there() {
     wait::until("the time left is known", DEADLINE, known).unwrap();
 
     let folder = RunFolder::create().unwrap();
-    let jobs = [(ARCHIVER_JOB, archiver.address()), (REPLAY_JOB, replay.address.as_str())];
+    let drill = Watched::drilling(&platform);
+    drill.running.wait_for_line("production's own virtual host", DEADLINE);
+    let jobs = [
+        (ARCHIVER_JOB, archiver.address()),
+        (REPLAY_JOB, replay.address.as_str()),
+        (DRILL_JOB, drill.address.as_str()),
+    ];
     let prometheus = Prometheus::start(folder.path(), &rules(), &jobs).unwrap();
     let up = || Ok((prometheus.query("up == 1")?.len() == jobs.len()).then_some(()));
-    wait::until("both are scraped", DEADLINE, up).unwrap();
+    wait::until("all are scraped", DEADLINE, up).unwrap();
 
     let mut metrics = served(archiver.address());
     metrics.extend(served(&replay.address));
+    metrics.extend(served(&drill.address));
+    assert_eq!(get(&drill.address, "/health").0, 503, "it could not begin");
     assert_eq!(metrics, documented(), "/metrics and the table in docs/operations.md");
 
     let expressions = evaluated(&prometheus);
@@ -203,6 +224,8 @@ fn every_metric_is_documented_and_every_rule_asks_for_one_that_is_there() {
     }
     replay.running.signal(Signal::Interrupt).unwrap();
     replay.running.wait(DEADLINE).check(6);
+    drill.running.signal(Signal::Terminate).unwrap();
+    drill.running.wait(DEADLINE).check(5);
     archiver.stop();
 }
 

@@ -1,7 +1,7 @@
 //! The example service of `dacapo-consumer` on a real broker, its state compared with that of a
 //! twin that got every event once, in order, and was never stopped.
 
-mod service;
+pub(super) mod service;
 
 use std::time::Duration;
 

@@ -330,6 +330,12 @@ fn provoke(status: i32) -> Output {
             dacapo.file("bad.ndjson", "no event\n");
             dacapo.run(["archive", "import", "bad.ndjson"])
         }
+        10 => {
+            // A restore that cannot even begin is no restore, and has a report that says so.
+            let described = "name = 'd'\n[environment]\nvhost = 'd'\n[target]\nqueue = 'q'\n";
+            dacapo.file("drill.toml", described);
+            dacapo.run(["drill", "drill.toml", "--amqp", "amqp://guest:guest@127.0.0.1:1/"])
+        }
         other => panic!("exit code {other} has no test"),
     }
 }

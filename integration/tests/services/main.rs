@@ -18,6 +18,7 @@ mod consumer;
 mod contract;
 mod definitions;
 mod demo;
+mod drilling;
 mod emitting;
 mod fixtures;
 mod harness;

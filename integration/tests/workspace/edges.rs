@@ -29,7 +29,7 @@ const HOMES: [(&str, &[&str]); 16] = [
     ("parquet", &["dacapo-archive"]),
     ("peak_alloc", &["dacapo-fuzz"]),
     ("prost-reflect", &["dacapo-filter"]),
-    ("rusqlite", &["dacapo-consumer"]),
+    ("rusqlite", &["dacapo-cli", "dacapo-consumer"]),
     ("sled", &["dacapo-consumer", "dacapo-index"]),
 ];
 

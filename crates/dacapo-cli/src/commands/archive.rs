@@ -33,7 +33,7 @@ use crate::settings::Settings;
 use crate::signals::Signals;
 
 mod compact;
-mod definitions;
+pub(super) mod definitions;
 mod disk;
 mod limits;
 mod queue;

@@ -19,6 +19,7 @@ const FILE_BYTES_MAX: u64 = 4 * 1024 * 1024;
 const OTHERS_READ: u32 = 0o004;
 
 /// Where password, certificates and key are.
+#[derive(Clone)]
 pub struct Account {
     /// From the environment; wins.
     pub password: Option<String>,
@@ -58,6 +59,13 @@ impl Account {
             }
         };
         Ok((password, Tls { authorities, identity }))
+    }
+
+    /// Returns the same without a password: that of another broker is in its URL.
+    #[must_use]
+    pub fn without_password(&self) -> Self {
+        let (password, password_file, password_in_config) = (None, None, None);
+        Account { password, password_file, password_in_config, ..self.clone() }
     }
 
     /// Returns the files with a secret that every user of this machine can read.

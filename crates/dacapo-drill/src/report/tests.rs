@@ -1,8 +1,11 @@
 //! Reports: written and read again, and refused if they are none.
 
+use std::collections::BTreeMap;
+
 use proptest::prelude::*;
 
 use super::*;
+use crate::tally::Tallies;
 
 /// Returns the facts of a drill that met everything.
 pub(crate) fn facts() -> Facts {

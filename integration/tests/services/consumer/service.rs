@@ -16,13 +16,13 @@ use super::super::services;
 use super::super::witness::{self, Queue};
 
 /// The types of events that the service consumes, as a selection.
-pub(super) const CAUSES: [&str; 6] =
+pub(crate) const CAUSES: [&str; 6] =
     ["--type", "order.placed", "--type", "order.paid", "--type", "order.moved"];
 /// The type of those that it emits.
 pub(super) const OWN: [&str; 2] = ["--type", "order.settled"];
 
 /// An archiver's flags that say what the service's rules say.
-pub(super) const ENVELOPED: [&str; 8] = [
+pub(crate) const ENVELOPED: [&str; 8] = [
     "--id-from",
     "envelope:id",
     "--time-from",
@@ -88,16 +88,11 @@ impl Told {
 impl Service {
     /// Returns one that consumes and emits on the platform's exchange.
     pub(super) fn new(platform: &Platform) -> Self {
-        let dacapo = environment::get(environment::BIN).expect("the test is run by `servers`");
-        // Examples lie beside the binary in a debug build, whatever binary is under test.
-        let debug = environment::root().join("target/debug/examples/orders");
-        let beside = PathBuf::from(dacapo).with_file_name("examples").join("orders");
-        let binary = if beside.exists() { beside } else { debug };
         let listening = Queue::new("settled");
         listening.bind(&platform.exchange, "order.settled");
         Service {
             listening,
-            installation: Dacapo::of_binary(binary),
+            installation: Dacapo::of_binary(binary()),
             queue: services::unique("orders"),
             exchange: platform.exchange.clone(),
             url: services::amqp(),
@@ -232,6 +227,15 @@ impl Drop for Service {
     }
 }
 
+/// Returns the program.
+pub(crate) fn binary() -> PathBuf {
+    let dacapo = environment::get(environment::BIN).expect("the test is run by `servers`");
+    // Examples lie beside the binary in a debug build, whatever binary is under test.
+    let debug = environment::root().join("target/debug/examples/orders");
+    let beside = PathBuf::from(dacapo).with_file_name("examples").join("orders");
+    if beside.exists() { beside } else { debug }
+}
+
 /// Ends it in order, and returns what it tells.
 #[track_caller]
 fn stop(running: Running) -> Told {
@@ -267,7 +271,7 @@ pub(super) fn event(id: &str, kind: &str, order: &str, second: u64, payload: &Va
 }
 
 /// Returns the events of so many orders, each placed, moved twice, and paid in two parts.
-pub(super) fn history(orders: usize) -> Vec<Value> {
+pub(crate) fn history(orders: usize) -> Vec<Value> {
     let mut events = Vec::new();
     for n in 0..orders {
         let order = format!("order-{n}");

@@ -122,19 +122,30 @@ pub async fn show(
         return list(args, &store, output).await;
     }
     let vhost = args.vhost.as_deref().or(settings.vhost()).unwrap_or(DEFAULT_VHOST);
-    let mut kept = all(&store, &layout::definitions_of(vhost)).await?;
+    let (_, text) = in_force(&store, vhost, at).await?;
+    let json = serde_json::from_slice(&text).context("the definitions are JSON")?;
+    output.result(&json, || String::from_utf8_lossy(&text).into_owned() + "\n")?;
+    Ok(Exit::Success)
+}
+
+/// Returns the definitions of a virtual host that were in force at a time, or the newest, and where
+/// they are kept.
+pub async fn in_force(
+    store: &Arc<dyn Store>,
+    vhost: &str,
+    at: Option<Timestamp>,
+) -> anyhow::Result<(KeptDefinitions, Bytes)> {
+    let mut kept = all(store, &layout::definitions_of(vhost)).await?;
     kept.retain(|kept| at.is_none_or(|at| kept.since <= at));
     let Some(newest) = kept.pop() else {
-        return Err(none_kept(vhost, at, &store).await?.into());
+        return Err(none_kept(vhost, at, store).await?.into());
     };
     let text = store.get(&newest.key, ByteRange::Full).await?;
     if !Digest::of(&text).to_string().starts_with(&newest.digest) {
         let problem = format!("`{}` is not what was kept: its digest differs", newest.key);
         return Err(Failure::damaged(problem).into());
     }
-    let json = serde_json::from_slice(&text).context("the definitions are JSON")?;
-    output.result(&json, || String::from_utf8_lossy(&text).into_owned() + "\n")?;
-    Ok(Exit::Success)
+    Ok((newest, text))
 }
 
 async fn list(

@@ -1,0 +1,101 @@
+//! Whether a queue is drained: nothing waits in it, and nothing that was delivered is not acked.
+//!
+//! AMQP tells what waits, now. What is unacked only the management plugin tells, from statistics that
+//! are some seconds old; so it is believed once it is newer than the last look at what waits.
+
+use std::time::Duration;
+
+use dacapo_amqp::{Broker, queue_state};
+use dacapo_drill::report::Drained;
+use dacapo_management::{Management, Unacked};
+use tokio::time::{Instant, sleep};
+
+/// Between two looks by AMQP: soon enough not to blur a recovery time of seconds.
+const LOOK_INTERVAL: Duration = Duration::from_millis(500);
+
+/// How old the plugin's statistics may be: RabbitMQ gathers them each 5 s, and a second is its margin.
+const STATISTICS_AGE_MAX: Duration = Duration::from_secs(6);
+
+/// Between two looks at the plugin.
+const STATISTICS_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How long a queue that has messages may be without a consumer: past the restart of one.
+const ALONE_MAX: Duration = Duration::from_secs(30);
+
+/// A queue that is to be drained.
+pub struct Drain<'a> {
+    broker: &'a Broker,
+    management: Option<&'a Management>,
+    vhost: &'a str,
+    queue: &'a str,
+    within: Duration,
+    deadline: Instant,
+}
+
+impl<'a> Drain<'a> {
+    /// Begins to look.
+    pub fn new(
+        broker: &'a Broker,
+        management: Option<&'a Management>,
+        vhost: &'a str,
+        queue: &'a str,
+        within: Duration,
+    ) -> Self {
+        let deadline = Instant::now() + within;
+        Drain { broker, management, vhost, queue, within, deadline }
+    }
+
+    /// Waits until nothing waits in the queue; or returns why that does not come.
+    pub async fn until_nothing_waits(&self) -> anyhow::Result<Result<(), String>> {
+        let mut alone_since = None;
+        loop {
+            let Some(state) = queue_state(self.broker, self.queue).await? else {
+                return Ok(Err(format!("queue `{}` is gone", self.queue)));
+            };
+            let now = Instant::now();
+            match state.consumers {
+                _ if state.ready == 0 => return Ok(Ok(())),
+                0 if now - *alone_since.get_or_insert(now) > ALONE_MAX => {
+                    let ready = state.ready;
+                    return Ok(Err(format!(
+                        "{ready} wait, and nobody has consumed for {ALONE_MAX:?}"
+                    )));
+                }
+                0 => {}
+                _ => alone_since = None,
+            }
+            if now > self.deadline {
+                return Ok(Err(format!("{} still wait after {:?}", state.ready, self.within)));
+            }
+            sleep(LOOK_INTERVAL).await;
+        }
+    }
+
+    /// Waits until nothing is unacked either, as far as that can be known.
+    pub async fn until_nothing_is_unacked(&self) -> anyhow::Result<Drained> {
+        let Some(management) = self.management else {
+            // What a consumer gave back would wait again.
+            sleep(STATISTICS_INTERVAL).await;
+            return Ok(match self.until_nothing_waits().await? {
+                Ok(()) => Drained::NothingWaits,
+                Err(why) => Drained::No(why),
+            });
+        };
+        let looked = Instant::now();
+        loop {
+            sleep(STATISTICS_INTERVAL).await;
+            let figures = management.unacked(self.vhost, self.queue).await?;
+            let fresh = looked.elapsed() > STATISTICS_AGE_MAX;
+            match figures {
+                Some(Unacked { ready: 0, unacked: 0 }) if fresh => return Ok(Drained::Yes),
+                _ if Instant::now() < self.deadline || !fresh => {}
+                None => return Ok(Drained::No("the plugin has no figures of it".to_owned())),
+                Some(Unacked { ready, unacked }) => {
+                    let within = self.within;
+                    let why = format!("{unacked} are unacked and {ready} wait after {within:?}");
+                    return Ok(Drained::No(why));
+                }
+            }
+        }
+    }
+}
