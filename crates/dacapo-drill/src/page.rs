@@ -95,7 +95,11 @@ fn cards(report: &Report) -> Markup {
         None => "no target".to_owned(),
     };
     let green = facts.checks.iter().filter(|check| check.green).count();
-    let checks = if green == facts.checks.len() { "met" } else { "missed" };
+    let checks = match facts.checks.len() {
+        0 => "",
+        all if all == green => "met",
+        _ => "missed",
+    };
     html! {
         section class="cards" {
             div class=(format!("card {}", outcome("(RTO)"))) {
@@ -229,7 +233,11 @@ fn checks(facts: &Facts) -> Markup {
                         td { code { (check.asked) } }
                         td { (check.expected) }
                         td { (check.found) @if check.tries > 1 { " (after " (check.tries) " tries)" } }
-                        (outcome_cell(if check.green { Outcome::Met } else { Outcome::Missed }))
+                        (outcome_cell(match (check.tries, check.green) {
+                            (0, _) => Outcome::NotMeasured,
+                            (_, true) => Outcome::Met,
+                            (_, false) => Outcome::Missed,
+                        }))
                     }
                 }
             }

@@ -266,7 +266,7 @@ pub struct CheckResult {
     pub found: String,
     /// Whether they agree.
     pub green: bool,
-    /// How often it was asked.
+    /// How often it was asked; 0 if the drill did not come so far.
     pub tries: u64,
 }
 

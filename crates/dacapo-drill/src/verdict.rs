@@ -91,7 +91,10 @@ pub fn judge(facts: &Facts) -> Vec<Requirement> {
         name: format!("check: {}", check.name),
         target: check.expected.clone(),
         measured: check.found.clone(),
-        outcome: met_if(check.green),
+        outcome: match check.tries {
+            0 => Outcome::NotMeasured,
+            _ => met_if(check.green),
+        },
     }));
     all
 }

@@ -112,7 +112,8 @@ fn a_service_that_dies_or_does_nothing_is_no_restore() {
     assert_eq!(drilled.report["facts"]["service"]["ended"], "exit status: 3");
     assert_eq!(std::fs::read_to_string(drilled.folder.join("service.log")).unwrap(), "cannot\n");
 
-    let lazy = "ready = ['true']\ndrain_within = '1s'";
+    let lazy =
+        "ready = ['true']\ndrain_within = '1s'\n[[check]]\nname = 'late'\ncommand = ['true']";
     let queue = format!("[[queue]]\nname = '{}'\n", stage.queue);
     // Where the replay may not make an exchange, there is no witness either.
     let described = described.replace("[pace]", "via_default_exchange = true\n[pace]");
@@ -122,6 +123,7 @@ fn a_service_that_dies_or_does_nothing_is_no_restore() {
     drilled.check_missed(&[
         ("service drained its queue", "missed"),
         ("service has what the archive gave", "not-measured"),
+        ("check: late", "not-measured"),
     ]);
     let why = drilled.report["facts"]["service"]["drained"]["how"].as_str().unwrap();
     assert!(why.starts_with(&format!("{EVENTS} still wait")), "{why}");

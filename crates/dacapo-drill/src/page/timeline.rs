@@ -91,7 +91,7 @@ fn step(scale: f64) -> f64 {
 }
 
 fn tick_label(second: f64) -> String {
-    format!("{} s", (second * 1_000.0).round() / 1_000.0)
+    format!("{} s", (second * 1e6).round() / 1e6)
 }
 
 /// A coordinate, with what can be seen of its decimals.

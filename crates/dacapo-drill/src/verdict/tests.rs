@@ -64,6 +64,8 @@ fn what_was_not_measured_is_not_met() {
     check(|it| it.archive = None, "archive without gaps", NotMeasured);
     check(|it| it.service.drained = Drained::NotReached, "service drained its queue", NotMeasured);
     check(|it| it.reconciliation = None, "target has what the archive gave", NotMeasured);
+    let unasked = |it: &mut Facts| (it.checks[0].tries, it.checks[0].green) = (0, true);
+    check(unasked, "check: every order is there", NotMeasured);
     let failed = |it: &mut Facts| it.reconciliation.as_mut().unwrap().service = ServiceSeen::Failed;
     check(failed, "service has what the archive gave", NotMeasured);
 }

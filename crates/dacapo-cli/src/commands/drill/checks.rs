@@ -24,6 +24,24 @@ pub async fn run(checks: &[Check], told: &Told) -> Vec<CheckResult> {
     results
 }
 
+/// Returns what is known of a check that was not asked yet.
+pub fn unasked(check: &Check) -> CheckResult {
+    let expected = match &check.expect {
+        Expect::Success => "an answer".to_owned(),
+        Expect::Text(text) => format::one_line(text, ANSWER_CHARS_SHOWN),
+        Expect::Number(number) => number.to_string(),
+        Expect::Production(_) => "as production".to_owned(),
+    };
+    CheckResult {
+        name: check.name.clone(),
+        asked: check.query.to_string(),
+        expected,
+        found: "not asked".to_owned(),
+        green: false,
+        tries: 0,
+    }
+}
+
 async fn one(check: &Check, told: &Told) -> CheckResult {
     let deadline = Instant::now() + check.within;
     let mut tries = 0;
@@ -31,14 +49,7 @@ async fn one(check: &Check, told: &Told) -> CheckResult {
         tries += 1;
         let (expected, found, green) = once(check, told).await;
         if green || Instant::now() >= deadline {
-            return CheckResult {
-                name: check.name.clone(),
-                asked: check.query.to_string(),
-                expected,
-                found,
-                green,
-                tries,
-            };
+            return CheckResult { expected, found, green, tries, ..unasked(check) };
         }
         tokio::time::sleep(TRY_INTERVAL).await;
     }

@@ -10,10 +10,10 @@ use tokio::time::Instant;
 
 use super::Asked;
 use super::environment::Environment;
-use super::lag;
 use super::queries::Told;
 use super::restore::Stage;
 use super::witness::Counted;
+use super::{checks, lag};
 use crate::exit::Failure;
 use crate::output::{Output, words};
 use crate::settings::Settings;
@@ -188,7 +188,7 @@ fn nothing_yet(
             program: description.service.command.as_ref().map(|words| words[0].clone()),
             ..report::Service::default()
         },
-        checks: Vec::new(),
+        checks: description.checks.iter().map(checks::unasked).collect(),
         parts: Vec::new(),
         rto: None,
         rto_target: description.targets.rto,
