@@ -114,7 +114,8 @@ fn a_service_that_dies_or_does_nothing_is_no_restore() {
 
     let lazy =
         "ready = ['true']\ndrain_within = '1s'\n[[check]]\nname = 'late'\ncommand = ['true']";
-    let queue = format!("[[queue]]\nname = '{}'\n", stage.queue);
+    let arguments = "arguments = { x-queue-type = 'quorum', x-delivery-limit = 5 }";
+    let queue = format!("[[queue]]\nname = '{}'\n{arguments}\n", stage.queue);
     // Where the replay may not make an exchange, there is no witness either.
     let described = described.replace("[pace]", "via_default_exchange = true\n[pace]");
     let sleeps = stage.with_service(&described, "['sleep', '600']", lazy) + &queue;
@@ -159,6 +160,13 @@ fn a_virtual_host_that_is_taken_keeps_what_it_had() {
     let Some(stage) = Stage::new() else { return };
     let taken = stage.description("").replace("[environment]", "[environment]\nvhost = '/'");
     stage.platform.dacapo.file("taken.toml", &taken);
+    let refused = stage.platform.dacapo.run(stage.command("taken.toml"));
+    check_refused(&refused, 5, &["production's own virtual host", "allow_shared"]);
+
+    // Another address of the same broker does not make it another one.
+    let elsewhere = services::amqp().replace("127.0.0.1", "localhost");
+    let renamed = taken.replace("vhost = '/'", &format!("vhost = '/'\namqp = '{elsewhere}'"));
+    stage.platform.dacapo.file("taken.toml", &renamed);
     let refused = stage.platform.dacapo.run(stage.command("taken.toml"));
     check_refused(&refused, 5, &["production's own virtual host", "allow_shared"]);
 

@@ -7,8 +7,10 @@ use std::time::Duration;
 
 use dacapo_amqp::{Broker, queue_state};
 use dacapo_drill::report::Drained;
-use dacapo_management::{Management, Unacked};
+use dacapo_management::{Management, ManagementError, Unacked};
 use tokio::time::{Instant, sleep};
+
+use crate::output::words;
 
 /// Between two looks by AMQP: soon enough not to blur a recovery time of seconds.
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
@@ -49,10 +51,18 @@ impl<'a> Drain<'a> {
     pub async fn until_nothing_waits(&self) -> anyhow::Result<Result<(), String>> {
         let mut alone_since = None;
         loop {
-            let Some(state) = queue_state(self.broker, self.queue).await? else {
-                return Ok(Err(format!("queue `{}` is gone", self.queue)));
-            };
             let now = Instant::now();
+            let state = match queue_state(self.broker, self.queue).await {
+                Ok(Some(state)) => state,
+                Ok(None) => return Ok(Err(format!("queue `{}` is gone", self.queue))),
+                // A broker that restarts costs recovery time, and is no end of a restore.
+                Err(error) if error.is_transient() && now < self.deadline => {
+                    tracing::warn!(error = words(&error), "the queue was not looked at");
+                    sleep(LOOK_INTERVAL).await;
+                    continue;
+                }
+                Err(error) => return Err(error.into()),
+            };
             match state.consumers {
                 _ if state.ready == 0 => return Ok(Ok(())),
                 0 if now - *alone_since.get_or_insert(now) > ALONE_MAX => {
@@ -84,7 +94,16 @@ impl<'a> Drain<'a> {
         let looked = Instant::now();
         loop {
             sleep(STATISTICS_INTERVAL).await;
-            let figures = management.unacked(self.vhost, self.queue).await?;
+            let figures = match management.unacked(self.vhost, self.queue).await {
+                Ok(figures) => figures,
+                Err(error @ ManagementError::Unavailable { .. })
+                    if Instant::now() < self.deadline =>
+                {
+                    tracing::warn!(error = words(&error), "the queue was not looked at");
+                    None
+                }
+                Err(error) => return Err(error.into()),
+            };
             let fresh = looked.elapsed() > STATISTICS_AGE_MAX;
             match figures {
                 Some(Unacked { ready: 0, unacked: 0 }) if fresh => return Ok(Drained::Yes),

@@ -12,6 +12,7 @@ use tokio::time::Instant;
 
 use super::queries::{self, Told};
 use crate::exit::Failure;
+use crate::output::words;
 
 /// How often it is asked whether it is ready: soon enough not to blur a recovery time of seconds.
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
@@ -112,10 +113,12 @@ pub async fn ready(description: &Description, broker: &Broker, told: &Told) -> a
                     Err(problem) => last = format!("its `ready` command: {problem}"),
                 }
             }
-            None => match queue_state(broker, &description.queue).await? {
-                Some(state) if state.consumers > 0 => return Ok(()),
-                Some(_) => last = format!("nobody consumes queue `{}`", description.queue),
-                None => last = format!("there is no queue `{}`", description.queue),
+            None => match queue_state(broker, &description.queue).await {
+                Ok(Some(state)) if state.consumers > 0 => return Ok(()),
+                Ok(Some(_)) => last = format!("nobody consumes queue `{}`", description.queue),
+                Ok(None) => last = format!("there is no queue `{}`", description.queue),
+                Err(error) if error.is_transient() => last = words(&error),
+                Err(error) => return Err(error.into()),
             },
         }
         if Instant::now() >= deadline {
