@@ -153,6 +153,14 @@ fn a_signal_in_the_middle_takes_everything_down() {
     assert_eq!(replay["state"], "cancelled", "it has no queue to go on to: {replay}");
     stage.check_gone(&drilled);
     assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists(), "the service still runs");
+
+    // While the virtual host is made, or just after.
+    let running = stage.platform.dacapo.spawn(stage.command("drill.toml"));
+    running.wait_for_line("environment begins", DEADLINE);
+    running.signal(Signal::Interrupt).unwrap();
+    let output = running.wait(DEADLINE);
+    output.check(10);
+    stage.check_gone(&Drilled::of(output));
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
+use anyhow::Context;
 use dacapo_amqp::{
     BindTo, Broker, Copied, CopiedBinding, CopiedExchange, CopiedQueue, Made, Place, cluster,
     declare_copy, declare_witness, queue_state, remove,
@@ -10,7 +11,8 @@ use dacapo_amqp::{
 use dacapo_drill::definitions::{DEFINITIONS_BYTES_MAX, Destination, Topology};
 use dacapo_drill::description::{Definitions, DefinitionsFrom, Description, Shared, Vhost};
 use dacapo_drill::report::{self, Isolation};
-use dacapo_management::Management;
+use dacapo_management::{Management, ManagementError};
+use tokio::task::JoinHandle;
 
 use crate::args::read_bounded;
 use crate::commands::archive::definitions;
@@ -37,6 +39,8 @@ pub struct Environment {
     production: Option<String>,
     /// The virtual host of its own was made, or may have been.
     owns_vhost: bool,
+    /// Makes it; a signal does not stop that half way, for what comes after its deletion would stay.
+    making: Option<JoinHandle<Result<(), ManagementError>>>,
     /// The witness was made, or may have been.
     owns_witness: bool,
     made: Made,
@@ -98,6 +102,7 @@ impl Environment {
             isolation,
             production,
             owns_vhost: false,
+            making: None,
             owns_witness: false,
             made: Made::default(),
             replay_exchange: None,
@@ -123,9 +128,7 @@ impl Environment {
         let broker = self.broker()?;
         let place = match self.isolation {
             Isolation::Made => {
-                let management = self.management()?.clone();
-                self.owns_vhost = true;
-                management.make_vhost(&self.vhost, broker.url.user()).await?;
+                self.make_vhost(broker.url.user()).await?;
                 Place::Empty
             }
             Isolation::Taken | Isolation::Unknown | Isolation::Shared => Place::InUse,
@@ -149,6 +152,19 @@ impl Environment {
             declare_witness(&broker, witness).await?;
         }
         Ok(())
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "the composition root spawns, and waits for it")]
+    async fn make_vhost(&mut self, user: &str) -> anyhow::Result<()> {
+        let (management, vhost, user) =
+            (self.management()?.clone(), self.vhost.clone(), user.to_owned());
+        self.owns_vhost = true;
+        let making = self
+            .making
+            .insert(tokio::spawn(async move { management.make_vhost(&vhost, &user).await }));
+        let made = making.await.context("making a virtual host does not panic")?;
+        self.making = None;
+        Ok(made?)
     }
 
     /// Notes which exchange a replay makes for itself.
@@ -221,6 +237,9 @@ impl Environment {
 
     async fn remove(&mut self) -> Vec<String> {
         if self.owns_vhost {
+            if let Some(making) = self.making.take() {
+                tracing::debug!(made = ?making.await, "the virtual host is made before it is deleted");
+            }
             let deleted = match self.management() {
                 Ok(management) => {
                     management.delete_vhost(&self.vhost).await.map_err(|it| words(&it))
