@@ -18,6 +18,7 @@ pub mod secrets;
 pub mod tls;
 
 pub mod chromium;
+pub mod etcd;
 pub mod prometheus;
 pub mod rabbit;
 pub mod seaweed;

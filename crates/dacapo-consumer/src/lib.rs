@@ -8,7 +8,7 @@
 //! | [`Remembering`] | the handler for an [`Effect`] that is idempotent, over a [`ProcessedStore`] |
 //! | [`Order::judge`] | repeat, older, or to be handled: a pure function of what is known |
 //! | [`Delivery`] | an event as a service sees it; [`Delivery::replay`] tells a replayed one |
-//! | [`store`] | what was handled, remembered: in memory, and in sled (feature `sled`) |
+//! | [`store`] | what was handled, remembered: in memory, in sled (feature `sled`), in etcd (`etcd`) |
 //!
 //! Over the seams of `dacapo-bus`: RabbitMQ is `dacapo_amqp::AmqpQueue` and `AmqpConnect`, on lapin;
 //! tests take the bus in memory. `examples/orders.rs` is a service in full, and

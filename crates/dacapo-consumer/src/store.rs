@@ -1,8 +1,7 @@
 //! What was handled, remembered for services whose effect is no transaction that could hold the mark.
 //!
-//! Implementations: in memory, and in sled with the feature `sled`. All pass one suite
-//! (`conformance`). A store that several processes share is one more implementation; hence the
-//! async trait.
+//! Implementations: in memory, in sled with the feature `sled`, and in etcd, for processes that share
+//! it, with the feature `etcd`. All pass one suite (`conformance`).
 //!
 //! Invariant: a store holds no more than its [`Retention`], and forgets what it recorded first.
 
@@ -17,12 +16,16 @@ use crate::order::{Known, Position};
 
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
+#[cfg(feature = "etcd")]
+mod etcd;
 mod memory;
 #[cfg(feature = "sled")]
 mod sled;
 #[cfg(test)]
 mod tests;
 
+#[cfg(feature = "etcd")]
+pub use etcd::{EtcdAccount, EtcdAt, EtcdStore, EtcdTls};
 pub use memory::MemoryStore;
 #[cfg(feature = "sled")]
 pub use sled::SledStore;

@@ -20,6 +20,7 @@ mod definitions;
 mod demo;
 mod drilling;
 mod emitting;
+mod etcd_store;
 mod fixtures;
 mod harness;
 mod importing;

@@ -14,7 +14,7 @@ const ROOT_CRATE: &str = "dacapo-cli";
 const NOT_IN_THE_ROOT: [&str; 2] = ["dacapo-consumer", "dacapo-fuzz"];
 
 /// An external crate (a final `*` stands for any rest), and the only crates that may depend on it.
-const HOMES: [(&str, &[&str]); 16] = [
+const HOMES: [(&str, &[&str]); 17] = [
     ("anyhow", &["dacapo-cli"]),
     ("aws-config", &["dacapo-s3"]),
     ("aws-lc-rs", &["dacapo-drill"]),
@@ -22,6 +22,7 @@ const HOMES: [(&str, &[&str]); 16] = [
     ("aws-types", &["dacapo-s3"]),
     ("cel", &["dacapo-filter"]),
     ("clap*", &["dacapo-cli"]),
+    ("etcd-client", &["dacapo-consumer"]),
     ("governor", &["dacapo-republish"]),
     ("indicatif", &["dacapo-cli"]),
     ("lapin", &["dacapo-amqp"]),
