@@ -195,7 +195,7 @@ impl Dacapo {
         args: impl IntoIterator<Item = A>,
         input: Vec<u8>,
     ) -> Output {
-        let mut running = self.start(args, &[], Stdio::piped());
+        let mut running = self.start(&[], args, &[], Stdio::piped());
         let mut stdin = running.child.stdin.take().expect("its stdin is a pipe");
         // A command may end without reading all of it; what it says then is what counts.
         running.readers.push(std::thread::spawn(move || drop(stdin.write_all(&input))));
@@ -232,7 +232,21 @@ impl Dacapo {
         args: impl IntoIterator<Item = A>,
         variables: &[(&str, &str)],
     ) -> Running {
-        self.start(args, variables, Stdio::null())
+        self.start(&[], args, variables, Stdio::null())
+    }
+
+    /// Starts a command as [`Dacapo::spawn_with`] does, through another program and its arguments.
+    ///
+    /// # Panics
+    /// The program is not there.
+    #[track_caller]
+    pub fn spawn_under<A: AsRef<OsStr>>(
+        &self,
+        program: &[&str],
+        args: impl IntoIterator<Item = A>,
+        variables: &[(&str, &str)],
+    ) -> Running {
+        self.start(program, args, variables, Stdio::null())
     }
 
     /// Returns what a command must not tell.
@@ -251,13 +265,16 @@ impl Dacapo {
     #[track_caller]
     fn start<A: AsRef<OsStr>>(
         &self,
+        program: &[&str],
         args: impl IntoIterator<Item = A>,
         variables: &[(&str, &str)],
         stdin: Stdio,
     ) -> Running {
         let args: Vec<OsString> = args.into_iter().map(|arg| arg.as_ref().to_owned()).collect();
         let secrets = self.secrets(&args, variables);
-        let mut command = Command::new(&self.binary);
+        let mut words = program.iter().map(OsStr::new).chain([self.binary.as_os_str()]);
+        let mut command = Command::new(words.next().expect("the binary at least"));
+        command.args(words);
         for setting in environment::settings() {
             command.env_remove(setting);
         }

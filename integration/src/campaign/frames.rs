@@ -20,6 +20,7 @@ const CHANNEL: u16 = 20;
 const CLOSE: u16 = 40;
 const BASIC: u16 = 60;
 const PUBLISH: u16 = 40;
+const DELIVER: u16 = 60;
 const ACK: u16 = 80;
 const NACK: u16 = 120;
 
@@ -123,6 +124,16 @@ impl<'a> Frame<'a> {
     /// Returns whether it begins a message to publish.
     pub fn is_publish(&self) -> bool {
         self.is_method(BASIC, PUBLISH)
+    }
+
+    /// Returns whether a message is delivered with it.
+    pub fn is_delivery(&self) -> bool {
+        self.is_method(BASIC, DELIVER)
+    }
+
+    /// Returns whether it says that messages are handled, or that the broker has them.
+    pub fn is_ack(&self) -> bool {
+        self.is_method(BASIC, ACK)
     }
 
     /// Returns whether it refuses messages.

@@ -35,6 +35,15 @@ pub enum Way {
     Down,
 }
 
+/// A moment in what a consumer does, by the frame that it is told by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Moment {
+    /// A message is delivered.
+    Delivery,
+    /// A message is acked.
+    Ack,
+}
+
 /// Listens until dropped; then all connections through it end.
 #[derive(Debug)]
 pub struct Wire {
@@ -65,6 +74,8 @@ struct State {
     hold_down: bool,
     /// Holds as soon as so many messages were published.
     hold_at: Option<(u64, Way)>,
+    /// Holds the frame of this moment, the first one that passes.
+    hold_before: Option<Moment>,
     /// How long each frame takes.
     pause: Duration,
     /// How long an answer of the broker takes.
@@ -116,6 +127,7 @@ impl Wire {
             state.hold_up = false;
             state.hold_down = false;
             state.hold_at = None;
+            state.hold_before = None;
             state.pause = Duration::ZERO;
             state.lag = Duration::ZERO;
             state.published = 0;
@@ -132,6 +144,11 @@ impl Wire {
     /// up, the last of them and all after it; going down, every answer.
     pub fn hold_at(&self, count: u64, way: Way) {
         self.tell(|state| state.hold_at = Some((count, way)));
+    }
+
+    /// Holds the next frame of this moment, and all after it that go the same way.
+    pub fn hold_before(&self, moment: Moment) {
+        self.tell(|state| state.hold_before = Some(moment));
     }
 
     /// Waits until it holds.
@@ -304,6 +321,16 @@ impl State {
         connection < self.stalled_below
     }
 
+    /// Holds a frame, and what comes after it, if it is the one that was asked for.
+    fn hold(&mut self, way: Way, frame: &Frame<'_>) {
+        match (self.hold_before, way) {
+            (Some(Moment::Delivery), Way::Down) if frame.is_delivery() => self.hold_down = true,
+            (Some(Moment::Ack), Way::Up) if frame.is_ack() => self.hold_up = true,
+            _ => return,
+        }
+        self.hold_before = None;
+    }
+
     /// Notes a frame before it is passed on.
     fn note(&mut self, connection: u64, frame: &Frame<'_>) {
         if frame.is_publish() {
@@ -430,6 +457,7 @@ impl Passing<'_> {
     /// Returns whether it could be passed before the connection was cut.
     fn pass(&self, frame: &Frame<'_>) -> io::Result<bool> {
         let mut state = self.shared.lock();
+        state.hold(self.way, frame);
         if self.way == Way::Up {
             state.note(self.number, frame);
             self.shared.changed.notify_all();

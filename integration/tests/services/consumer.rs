@@ -2,17 +2,16 @@
 //! twin that got every event once, in order, and was never stopped.
 
 pub(super) mod service;
+mod steps;
 
 use std::time::Duration;
 
 use dacapo_integration::campaign::schedule::Dice;
-use dacapo_integration::campaign::wire::{Way, Wire};
 use dacapo_integration::environment;
 use dacapo_integration::process::Signal;
 use serde_json::{Value, json};
 
 use super::platform::{DEADLINE, Platform, headers};
-use super::services;
 use service::{CAUSES, ENVELOPED, OWN, Service, event, history, pause, settled};
 
 /// How often the service is killed while it has some events behind it and some before it.
@@ -95,44 +94,6 @@ fn killed_at_any_instant_its_state_is_that_of_a_twin_that_never_stopped() {
 
     assert_eq!(service.state(), state_of_twin(&events));
     assert_eq!(service.emitted().0, settled(ORDERS), "perhaps more than once, with the same id");
-}
-
-/// Kills it while its emission is held: on its way to the broker, or as an answer on its way back.
-#[track_caller]
-fn check_killed_while_emitting(way: Way, times: usize) {
-    let platform = Platform::new();
-    let (direct, port) = (services::amqp(), services::amqp());
-    let port =
-        port.rsplit_once('@').and_then(|(_, place)| place.split(['/', ':']).nth(1)?.parse().ok());
-    let wire = Wire::before(port.expect("the broker's URL has a port")).unwrap();
-    let mut service = Service::new(&platform);
-    service.declare();
-    let events = history(1);
-
-    service.set_url(&wire.url(&direct));
-    wire.hold_at(1, way);
-    let running = service.start();
-    platform.publish(&events);
-    wire.await_hold(DEADLINE).unwrap();
-    assert_eq!(service.outbox(), json!([["order-0:settled", 0]]), "committed, and not sent");
-    running.kill();
-    drop(wire);
-
-    service.set_url(&direct);
-    service.drain();
-    assert_eq!(service.outbox(), json!([["order-0:settled", 1]]));
-    assert_eq!(service.state(), state_of_twin(&events));
-    assert_eq!(service.emitted(), (settled(1), times), "{way:?}");
-}
-
-#[test]
-fn killed_between_commit_and_emission_it_emits_after_all() {
-    check_killed_while_emitting(Way::Up, 1);
-}
-
-#[test]
-fn killed_between_emission_and_its_mark_it_emits_again_with_the_same_id() {
-    check_killed_while_emitting(Way::Down, 2);
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! The example service, run as a team would run it, and its events.
 
-use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use dacapo_event::Timestamp;
@@ -32,6 +32,10 @@ pub(crate) const ENVELOPED: [&str; 8] = [
     "--key-from",
     "envelope:key",
 ];
+
+/// The files of its database; the last two are not there where it was closed in order.
+pub(super) const DATABASE_FILES: [&str; 3] =
+    ["orders.sqlite", "orders.sqlite-wal", "orders.sqlite-shm"];
 
 /// The body of a message that is no event.
 const LAST: &str = "the last one";
@@ -116,6 +120,35 @@ impl Service {
         self.installation.spawn_with(arguments, &[("ORDERS_AMQP", &self.url)])
     }
 
+    /// Starts it through another program, the first of these words.
+    #[track_caller]
+    pub(super) fn start_under(&self, words: &[String]) -> Running {
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        let arguments = [&self.queue, &self.exchange, "orders.sqlite"];
+        self.installation.spawn_under(&words, arguments, &[("ORDERS_AMQP", &self.url)])
+    }
+
+    /// Returns the folder that it runs in.
+    pub(super) fn folder(&self) -> &Path {
+        self.installation.folder()
+    }
+
+    /// Returns the files of its database, while it does not run.
+    pub(super) fn database_files(&self) -> BTreeMap<PathBuf, Vec<u8>> {
+        let files = DATABASE_FILES.map(|file| self.folder().join(file)).into_iter();
+        files.filter_map(|file| Some((file.clone(), std::fs::read(file).ok()?))).collect()
+    }
+
+    /// Puts the files of its database in the place of what there is.
+    pub(super) fn put_database_files(&self, files: &BTreeMap<PathBuf, Vec<u8>>) {
+        for file in DATABASE_FILES {
+            std::fs::remove_file(self.folder().join(file)).ok();
+        }
+        for (file, content) in files {
+            std::fs::write(file, content).expect("the folder is ours");
+        }
+    }
+
     /// Lets it make its queues and its database.
     #[track_caller]
     pub(super) fn declare(&self) {
@@ -193,10 +226,7 @@ impl Service {
 
     /// Deletes its database, as a lost disk would.
     pub(super) fn lose_database(&self) {
-        for file in ["orders.sqlite", "orders.sqlite-wal", "orders.sqlite-shm"] {
-            // The log is not there where it was closed in order.
-            std::fs::remove_file(self.installation.folder().join(file)).ok();
-        }
+        self.put_database_files(&BTreeMap::new());
         assert_eq!(self.handled(), 0);
     }
 
