@@ -31,6 +31,10 @@ demo *ARGS:
 schemas:
     DACAPO_WRITE_GENERATED=1 cargo test -p dacapo-integration --no-default-features --test workspace generated
 
+# Makes the next release of schemas/: descriptor set and generated code; refuses what breaks the last
+schema-release:
+    DACAPO_RELEASE_SCHEMAS=1 cargo test -p dacapo-integration --no-default-features --test workspace nothing_that_was_released
+
 # Writes formatting
 fmt:
     cargo fmt --all

@@ -38,6 +38,7 @@ mod replay_control;
 mod retention;
 mod s3_store;
 mod secrets;
+mod shop_schemas;
 mod witnesses;
 
 use dacapo_integration::{services, witness};

@@ -5,11 +5,13 @@
 //! so that it can judge and regenerate what does not compile.
 
 mod alerts;
+mod breaking;
 mod edges;
 mod generated;
 mod limits;
 mod planted;
 mod prose;
+mod releases;
 mod retention;
 
 use std::path::{Path, PathBuf};
