@@ -1,7 +1,7 @@
 //! The example service of `dacapo-consumer` on a real broker, its state compared with that of a
 //! twin that got every event once, in order, and was never stopped.
 
-pub(super) mod service;
+pub(crate) mod service;
 mod steps;
 
 use std::time::Duration;

@@ -36,6 +36,7 @@ mod rejecting;
 mod repairing;
 mod replay_control;
 mod retention;
+mod runbooks;
 mod s3_store;
 mod secrets;
 mod shop_schemas;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use dacapo_event::Timestamp;
 use dacapo_event::envelope::Envelope;
 use dacapo_integration::dacapo::{Dacapo, Running};
-use dacapo_integration::process::Signal;
+use dacapo_integration::process::{self, Signal};
 use dacapo_integration::{environment, wait};
 use serde_json::{Value, json};
 
@@ -19,7 +19,7 @@ use super::super::witness::{self, Queue};
 pub(crate) const CAUSES: [&str; 6] =
     ["--type", "order.placed", "--type", "order.paid", "--type", "order.moved"];
 /// The type of those that it emits.
-pub(super) const OWN: [&str; 2] = ["--type", "order.settled"];
+pub(crate) const OWN: [&str; 2] = ["--type", "order.settled"];
 
 /// An archiver's flags that say what the service's rules say.
 pub(crate) const ENVELOPED: [&str; 8] = [
@@ -34,14 +34,14 @@ pub(crate) const ENVELOPED: [&str; 8] = [
 ];
 
 /// The files of its database; the last two are not there where it was closed in order.
-pub(super) const DATABASE_FILES: [&str; 3] =
+pub(crate) const DATABASE_FILES: [&str; 3] =
     ["orders.sqlite", "orders.sqlite-wal", "orders.sqlite-shm"];
 
 /// The body of a message that is no event.
 const LAST: &str = "the last one";
 
 /// An example service with a folder and queues of its own.
-pub(super) struct Service {
+pub(crate) struct Service {
     installation: Dacapo,
     queue: String,
     exchange: String,
@@ -52,26 +52,26 @@ pub(super) struct Service {
 
 /// What it told in a run.
 #[derive(Debug)]
-pub(super) struct Told {
+pub(crate) struct Told {
     metrics: String,
     log: String,
 }
 
 impl Told {
     /// Returns how many mails it sent.
-    pub(super) fn mails(&self) -> usize {
+    pub(crate) fn mails(&self) -> usize {
         self.log.matches("a mail is sent").count()
     }
 
     /// Returns how many of its own events reached nobody.
-    pub(super) fn unroutable(&self) -> usize {
+    pub(crate) fn unroutable(&self) -> usize {
         let line =
             self.metrics.lines().find_map(|line| line.strip_prefix("orders_unroutable_total "));
         line.and_then(|count| count.parse().ok()).expect("it counts them")
     }
 
     /// Returns the names of its metrics without `dacapo_consumer_`.
-    pub(super) fn metrics(&self) -> BTreeSet<&str> {
+    pub(crate) fn metrics(&self) -> BTreeSet<&str> {
         let lines = self.metrics.lines().filter(|line| !line.starts_with('#'));
         lines
             .filter_map(|line| line.strip_prefix("dacapo_consumer_")?.split(['{', ' ']).next())
@@ -80,7 +80,7 @@ impl Told {
 
     /// Returns the value of a metric by its name without `dacapo_consumer_`.
     #[track_caller]
-    pub(super) fn of(&self, name: &str) -> usize {
+    pub(crate) fn of(&self, name: &str) -> usize {
         let full = format!("dacapo_consumer_{name} ");
         let value = self.metrics.lines().find_map(|line| line.strip_prefix(&full));
         value
@@ -91,7 +91,7 @@ impl Told {
 
 impl Service {
     /// Returns one that consumes and emits on the platform's exchange.
-    pub(super) fn new(platform: &Platform) -> Self {
+    pub(crate) fn new(platform: &Platform) -> Self {
         let listening = Queue::new("settled");
         listening.bind(&platform.exchange, "order.settled");
         Service {
@@ -104,43 +104,43 @@ impl Service {
     }
 
     /// Lets it connect through something else from now on.
-    pub(super) fn set_url(&mut self, url: &str) {
+    pub(crate) fn set_url(&mut self, url: &str) {
         self.url = url.to_owned();
     }
 
     /// Returns the name of its queue.
-    pub(super) fn queue(&self) -> &str {
+    pub(crate) fn queue(&self) -> &str {
         &self.queue
     }
 
     /// Starts it.
     #[track_caller]
-    pub(super) fn start(&self) -> Running {
+    pub(crate) fn start(&self) -> Running {
         let arguments = [&self.queue, &self.exchange, "orders.sqlite"];
         self.installation.spawn_with(arguments, &[("ORDERS_AMQP", &self.url)])
     }
 
     /// Starts it through another program, the first of these words.
     #[track_caller]
-    pub(super) fn start_under(&self, words: &[String]) -> Running {
+    pub(crate) fn start_under(&self, words: &[String]) -> Running {
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
         let arguments = [&self.queue, &self.exchange, "orders.sqlite"];
         self.installation.spawn_under(&words, arguments, &[("ORDERS_AMQP", &self.url)])
     }
 
     /// Returns the folder that it runs in.
-    pub(super) fn folder(&self) -> &Path {
+    pub(crate) fn folder(&self) -> &Path {
         self.installation.folder()
     }
 
     /// Returns the files of its database, while it does not run.
-    pub(super) fn database_files(&self) -> BTreeMap<PathBuf, Vec<u8>> {
+    pub(crate) fn database_files(&self) -> BTreeMap<PathBuf, Vec<u8>> {
         let files = DATABASE_FILES.map(|file| self.folder().join(file)).into_iter();
         files.filter_map(|file| Some((file.clone(), std::fs::read(file).ok()?))).collect()
     }
 
     /// Puts the files of its database in the place of what there is.
-    pub(super) fn put_database_files(&self, files: &BTreeMap<PathBuf, Vec<u8>>) {
+    pub(crate) fn put_database_files(&self, files: &BTreeMap<PathBuf, Vec<u8>>) {
         for file in DATABASE_FILES {
             std::fs::remove_file(self.folder().join(file)).ok();
         }
@@ -149,9 +149,29 @@ impl Service {
         }
     }
 
+    /// Returns how a supervisor would start and stop it: as files in its folder.
+    pub(crate) fn scripts(&self) -> Scripts {
+        let orders = self.installation.binary().display().to_string();
+        let scripts = Scripts { folder: self.folder().to_owned(), url: self.url.clone() };
+        let folder = self.folder().display();
+        let (queue, exchange) = (&self.queue, &self.exchange);
+        // Bounded, for a supervisor's service outlives whoever has started it.
+        let start = format!(
+            "cd '{folder}'\nsetsid timeout 300 '{orders}' {queue} {exchange} orders.sqlite \
+             < /dev/null >> orders.out 2>> orders.log &\necho $! > orders.pid\n"
+        );
+        let stop = format!(
+            "pid=$(cat '{folder}/orders.pid')\nkill -TERM \"$pid\"\n\
+             while kill -0 \"$pid\" 2> /dev/null; do sleep 0.05; done\n"
+        );
+        scripts.write("start", &start);
+        scripts.write("stop", &stop);
+        scripts
+    }
+
     /// Lets it make its queues and its database.
     #[track_caller]
-    pub(super) fn declare(&self) {
+    pub(crate) fn declare(&self) {
         let running = self.start();
         running.wait_for_line("consuming", DEADLINE);
         stop(running);
@@ -162,13 +182,13 @@ impl Service {
     /// It handles in order, so it has acked everything once a last message, which is no event, has
     /// come to the queue of dead letters.
     #[track_caller]
-    pub(super) fn drain(&self) -> Told {
+    pub(crate) fn drain(&self) -> Told {
         self.drain_burying(0)
     }
 
     /// Does the same where so many dead letters come of it.
     #[track_caller]
-    pub(super) fn drain_burying(&self, letters: u64) -> Told {
+    pub(crate) fn drain_burying(&self, letters: u64) -> Told {
         let buried = self.ready(&self.letters()) + letters + 1;
         let last = json!({ "op": "publish", "routing_key": self.queue, "body": LAST });
         assert_eq!(ask(&services::amqp(), last)["outcome"], "ack");
@@ -183,14 +203,14 @@ impl Service {
     }
 
     /// Returns how many events are marked.
-    pub(super) fn handled(&self) -> usize {
+    pub(crate) fn handled(&self) -> usize {
         let rows = self.query(&["SELECT count(*) FROM handled"]);
         rows[0][0][0].as_u64().unwrap_or(0).try_into().expect("a count")
     }
 
     /// Returns all that its database says, but for what of its own events it knows from where: a
     /// replay gives these back.
-    pub(super) fn state(&self) -> Value {
+    pub(crate) fn state(&self) -> Value {
         self.query(&[
             "SELECT number, total, paid, changed_at, address, moved_at FROM orders ORDER BY number",
             "SELECT id FROM handled WHERE id NOT LIKE '%:settled' ORDER BY id",
@@ -199,12 +219,12 @@ impl Service {
     }
 
     /// Returns what it has emitted or is to emit, and whether it knows that it did.
-    pub(super) fn outbox(&self) -> Value {
+    pub(crate) fn outbox(&self) -> Value {
         self.query(&["SELECT id, sent FROM outbox ORDER BY id"])[0].take()
     }
 
     /// Takes the dead letters.
-    pub(super) fn dead_letters(&self) -> Vec<Value> {
+    pub(crate) fn dead_letters(&self) -> Vec<Value> {
         let get = json!({ "op": "get", "queue": self.letters(), "max": 1_000 });
         let mut letters = ask(&services::amqp(), get)["messages"].take();
         let letters = letters.as_array_mut().expect("a list of messages");
@@ -213,19 +233,19 @@ impl Service {
     }
 
     /// Takes what it has emitted, and returns the ids and how many messages that was.
-    pub(super) fn emitted(&self) -> (BTreeSet<String>, usize) {
+    pub(crate) fn emitted(&self) -> (BTreeSet<String>, usize) {
         let messages = self.listening.take(100_000);
         let id = |message: &Value| message["properties"]["message_id"].as_str().map(str::to_owned);
         (messages.iter().filter_map(id).collect(), messages.len())
     }
 
     /// Lets nobody get what it emits from now on.
-    pub(super) fn is_not_heard(&self) {
+    pub(crate) fn is_not_heard(&self) {
         ask(&services::amqp(), json!({ "op": "delete_queue", "queue": self.listening.name() }));
     }
 
     /// Deletes its database, as a lost disk would.
-    pub(super) fn lose_database(&self) {
+    pub(crate) fn lose_database(&self) {
         self.put_database_files(&BTreeMap::new());
         assert_eq!(self.handled(), 0);
     }
@@ -266,6 +286,73 @@ pub(crate) fn binary() -> PathBuf {
     if beside.exists() { beside } else { debug }
 }
 
+/// How a service is started and stopped from outside, and what it logs.
+pub(crate) struct Scripts {
+    folder: PathBuf,
+    url: String,
+}
+
+impl Scripts {
+    fn write(&self, name: &str, text: &str) -> String {
+        use std::os::unix::fs::PermissionsExt;
+        let path = self.folder.join(name);
+        std::fs::write(&path, format!("#!/bin/sh\nset -eu\n{text}")).expect("the folder is ours");
+        let executable = std::fs::Permissions::from_mode(0o755);
+        std::fs::set_permissions(&path, executable).expect("the file is ours");
+        path.display().to_string()
+    }
+
+    /// Returns a script that changes its database as a new version would.
+    pub(crate) fn database(&self, name: &str, sql: &str) -> String {
+        let python = witness::python().display().to_string();
+        let database = self.folder.join("orders.sqlite").display().to_string();
+        let change =
+            "import sqlite3, sys; sqlite3.connect(sys.argv[1], timeout=30).execute(sys.argv[2])";
+        self.write(name, &format!("'{python}' -c '{change}' '{database}' \"{sql}\"\n"))
+    }
+
+    pub(crate) fn start_path(&self) -> String {
+        self.folder.join("start").display().to_string()
+    }
+
+    pub(crate) fn stop_path(&self) -> String {
+        self.folder.join("stop").display().to_string()
+    }
+
+    pub(crate) fn log_path(&self) -> String {
+        self.folder.join("orders.log").display().to_string()
+    }
+
+    /// Returns what the service has logged.
+    pub(crate) fn log(&self) -> String {
+        std::fs::read_to_string(self.folder.join("orders.log")).unwrap_or_default()
+    }
+
+    pub(crate) fn start(&self) {
+        self.run(&self.start_path());
+    }
+
+    pub(crate) fn stop(&self) {
+        self.run(&self.stop_path());
+    }
+
+    /// Runs one of its scripts.
+    pub(crate) fn run(&self, script: &str) {
+        let status = std::process::Command::new(script).env("ORDERS_AMQP", &self.url).status();
+        assert!(status.expect("it can be run").success(), "{script}");
+    }
+}
+
+impl Drop for Scripts {
+    fn drop(&mut self) {
+        // After a test that failed it may still run.
+        let pid = std::fs::read_to_string(self.folder.join("orders.pid")).unwrap_or_default();
+        if let Ok(pid) = pid.trim().parse() {
+            process::signal(pid, Signal::Terminate).ok();
+        }
+    }
+}
+
 /// Ends it in order, and returns what it tells.
 #[track_caller]
 fn stop(running: Running) -> Told {
@@ -276,13 +363,13 @@ fn stop(running: Running) -> Told {
 }
 
 /// Returns after a time, for a kill at an instant that follows from nothing the service does.
-pub(super) fn pause(time: Duration) {
+pub(crate) fn pause(time: Duration) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
     runtime.expect("a runtime").block_on(async { tokio::time::sleep(time).await });
 }
 
 /// Returns an event in the platform's envelope, as a message; it happened at this second.
-pub(super) fn event(id: &str, kind: &str, order: &str, second: u64, payload: &Value) -> Value {
+pub(crate) fn event(id: &str, kind: &str, order: &str, second: u64, payload: &Value) -> Value {
     let envelope = Envelope {
         id: id.to_owned(),
         time: Timestamp::from_secs(1_700_000_000 + second),
@@ -320,6 +407,6 @@ pub(crate) fn history(orders: usize) -> Vec<Value> {
 }
 
 /// Returns the ids of what a service emits after the whole history of so many orders.
-pub(super) fn settled(orders: usize) -> BTreeSet<String> {
+pub(crate) fn settled(orders: usize) -> BTreeSet<String> {
     (0..orders).map(|n| format!("order-{n}:settled")).collect()
 }
