@@ -10,7 +10,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use dacapo_event::marking::Priority;
 use dacapo_event::{Sequence, StreamName};
-use dacapo_filter::{SelectionSpec, WhereErrors};
+use dacapo_filter::{Binding, SelectionSpec, SequenceRange, WhereErrors};
 use dacapo_republish::{Pace, Speed};
 use serde::Serialize;
 use serde_json::{Number, Value};
@@ -238,6 +238,16 @@ fn request_json(request: &Request) -> RequestJson {
                 .iter()
                 .map(|(stream, sequence)| (stream.to_string(), *sequence))
                 .collect(),
+            ranges: selection
+                .ranges
+                .iter()
+                .map(|range| (range.stream.to_string(), range.after, range.until))
+                .collect(),
+            bindings: selection
+                .bindings
+                .iter()
+                .map(|binding| (binding.exchange.clone(), binding.pattern.clone()))
+                .collect(),
             headers: selection.headers.clone(),
             where_: selection.where_.clone(),
             skip_where_errors: selection.where_errors == WhereErrors::Skip,
@@ -305,6 +315,18 @@ fn request_from_json(parse: &Parse<'_>, json: RequestJson) -> Result<Request, En
                 .into_iter()
                 .map(|(stream, sequence)| Ok((parse.text(&stream)?, sequence)))
                 .collect::<Result<_, EngineError>>()?,
+            ranges: selection
+                .ranges
+                .into_iter()
+                .map(|(stream, after, until)| {
+                    Ok(SequenceRange { stream: parse.text(&stream)?, after, until })
+                })
+                .collect::<Result<_, EngineError>>()?,
+            bindings: selection
+                .bindings
+                .into_iter()
+                .map(|(exchange, pattern)| Binding { exchange, pattern })
+                .collect(),
             headers: selection.headers,
             where_: selection.where_,
             where_errors: match selection.skip_where_errors {

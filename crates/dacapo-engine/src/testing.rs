@@ -18,7 +18,7 @@ use dacapo_event::{
     Event, FieldTable, FieldValue, MemoryBudget, Message, Properties, Sequence, ShortStr,
     StreamName, Timestamp,
 };
-use dacapo_filter::{Selection, SelectionSpec, WhereErrors};
+use dacapo_filter::{Binding, Selection, SelectionSpec, SequenceRange, WhereErrors};
 use dacapo_republish::Pace;
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -290,6 +290,26 @@ const EXPRESSIONS: [&str; 8] = [
     "body.n > 3 || headers.tenant == 't2'",
 ];
 
+fn any_ranges() -> impl Strategy<Value = Vec<SequenceRange>> {
+    let stream = proptest::sample::select(&["s0", "s1", "s9"][..]);
+    let range = (stream, 0_u64..30, 0_u64..60).prop_map(|(stream, after, until)| SequenceRange {
+        stream: name(stream),
+        after,
+        until,
+    });
+    prop_oneof![3 => Just(Vec::new()), 1 => vec(range, 1..4)]
+}
+
+fn any_bindings() -> impl Strategy<Value = Vec<Binding>> {
+    let exchange = proptest::sample::select(&["", "shop", "other"][..]);
+    let pattern = proptest::sample::select(&["#", "orders.*", "orders.placed", "#.eu", ""][..]);
+    let binding = (exchange, pattern).prop_map(|(exchange, pattern)| Binding {
+        exchange: exchange.to_owned(),
+        pattern: pattern.to_owned(),
+    });
+    prop_oneof![3 => Just(Vec::new()), 1 => vec(binding, 1..4)]
+}
+
 prop_compose! {
     /// A selection that any flag may be part of; what its expression fails on is left out.
     pub(crate) fn any_selection()(
@@ -301,6 +321,8 @@ prop_compose! {
         ids in some(&["e-3", "e-4", "e-5", "e-6", "e-7", "s0:1", "s0:2", "s1:3", "s9:1"]),
         tenants in some(&["t0", "t1", "t9"]),
         expression in proptest::option::weighted(0.4, 0..EXPRESSIONS.len()),
+        ranges in any_ranges(),
+        bindings in any_bindings(),
     ) -> SelectionSpec {
         SelectionSpec {
             from: range.map(|(from, _)| at(from)),
@@ -310,6 +332,8 @@ prop_compose! {
             exchanges,
             keys,
             ids,
+            ranges,
+            bindings,
             headers: tenants.into_iter().map(|value| ("tenant".to_owned(), value)).collect(),
             where_: expression.map(|which| EXPRESSIONS[which].to_owned()),
             ..everything()

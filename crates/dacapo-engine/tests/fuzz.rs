@@ -19,7 +19,7 @@ use dacapo_engine::request::{Request, Target, WINDOW_DEFAULT};
 use dacapo_engine::survey::TargetFacts;
 use dacapo_event::marking::Priority;
 use dacapo_event::{Digest, Timestamp};
-use dacapo_filter::{Selection, SelectionSpec};
+use dacapo_filter::{Binding, Selection, SelectionSpec, SequenceRange};
 use dacapo_fuzz::Attack;
 use dacapo_republish::{NackRetries, OnReject, Pace};
 use serde_json::Value;
@@ -36,6 +36,8 @@ fn plan() -> Plan {
             selection: SelectionSpec {
                 from: Some(Timestamp::from_secs(1_700_000_000)),
                 types: vec![text("order.placed")],
+                ranges: vec![SequenceRange { stream: "shop".parse().unwrap(), after: 0, until: 3 }],
+                bindings: vec![Binding { exchange: text("shop"), pattern: text("order.#") }],
                 headers: vec![(text("tenant"), text("acme"))],
                 where_: Some(text("body.total > 99")),
                 ..SelectionSpec::default()

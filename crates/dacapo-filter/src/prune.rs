@@ -8,6 +8,7 @@ use std::ops::AddAssign;
 
 use dacapo_event::{Sequence, Timestamp};
 
+use crate::runs::{Bindings, Patterns, Ranges};
 use crate::selection::{Ids, Places, is_place_in};
 use crate::{Bounds, Place, Selection, TextBounds, TextFacts, TopicPattern};
 
@@ -169,6 +170,8 @@ impl Selection {
                 patterns_share(&self.routing_keys, &bounds.routing_key, n),
                 self.ids.as_ref().map_or(everything, |ids| ids_share(ids, bounds)),
                 self.places.as_ref().map_or(everything, |places| places_share(places, bounds)),
+                self.ranges.as_ref().map_or(everything, |ranges| ranges_share(ranges, bounds)),
+                self.bindings.as_ref().map_or(everything, |all| bindings_share(all, bounds)),
                 unread(!self.headers.is_empty()),
                 unread(self.where_.is_some()),
             ],
@@ -264,6 +267,45 @@ fn places_share(places: &Places, bounds: &Bounds<'_>) -> Share {
         }
         None => Share::up_to(bounds.events),
     }
+}
+
+/// How many events are in one of the ranges.
+fn ranges_share(ranges: &Ranges, bounds: &Bounds<'_>) -> Share {
+    let n = bounds.events;
+    let Some(place) = bounds.place else { return Share::up_to(n) };
+    let Some(sequences) = place.last.checked_sub(place.first).and_then(|gaps| gaps.checked_add(1))
+    else {
+        return Share::up_to(n);
+    };
+    let here = ranges.sequences_within(place.stream, place.first, place.last);
+    match (here, sequences == n) {
+        (0, _) => Share::exactly(0),
+        (here, _) if here == sequences => Share::exactly(n),
+        (here, true) => Share::exactly(here),
+        // Of the sequences that are left out nothing tells where they were.
+        (here, false) => {
+            Share { least: 0, most: here.min(n), guess: scale(n, sequences, here).min(here) }
+        }
+    }
+}
+
+/// How many events one of the bindings would route: the sum over their exchanges, for an event has
+/// one.
+fn bindings_share(bindings: &Bindings, bounds: &Bounds<'_>) -> Share {
+    let n = bounds.events;
+    let mut sum = Share::exactly(0);
+    for (exchange, patterns) in bindings.by_exchange() {
+        let from = values_share(&HashSet::from([exchange.to_owned()]), &bounds.exchange, n);
+        let routed = match patterns {
+            Patterns::Everything => Share::exactly(n),
+            Patterns::Some(patterns) => patterns_share(patterns, &bounds.routing_key, n),
+        };
+        sum.least += (from.least + routed.least).saturating_sub(n);
+        sum.most += from.most.min(routed.most);
+        sum.guess += scale(from.guess, n, routed.guess);
+    }
+    let most = sum.most.min(n);
+    Share { least: sum.least, most, guess: sum.guess.clamp(sum.least, most) }
 }
 
 /// How many of `n` events in this place have one of the sequences, which are in order.

@@ -9,6 +9,7 @@ use dacapo_event::{Event, Sequence, StreamName, Timestamp};
 
 use crate::expression::Where;
 use crate::expression::body::BodyDecoder;
+use crate::runs::{Bindings, Ranges};
 use crate::{FilterError, SelectionSpec, TopicPattern, WhereError, WhereErrors};
 
 /// Which events are wanted; made of a [`SelectionSpec`].
@@ -22,6 +23,8 @@ pub struct Selection {
     pub(crate) keys: Option<HashSet<String>>,
     pub(crate) ids: Option<Ids>,
     pub(crate) places: Option<Places>,
+    pub(crate) ranges: Option<Ranges>,
+    pub(crate) bindings: Option<Bindings>,
     pub(crate) headers: Vec<HeaderValues>,
     pub(crate) where_: Option<Where>,
     where_errors: WhereErrors,
@@ -95,6 +98,8 @@ impl Selection {
             keys: asked(spec.keys),
             ids: asked(spec.ids).map(Ids::new),
             places: places(spec.places),
+            ranges: Ranges::new(spec.ranges),
+            bindings: Bindings::new(spec.bindings)?,
             headers: headers(spec.headers),
             where_,
             where_errors: spec.where_errors,
@@ -115,6 +120,7 @@ impl Selection {
     /// Returns whether events from this exchange may be selected, as far as exchanges are asked for.
     pub fn wants_exchange(&self, name: &str) -> bool {
         self.exchanges.as_ref().is_none_or(|names| names.contains(name))
+            && self.bindings.as_ref().is_none_or(|bindings| bindings.want_exchange(name))
     }
 
     /// Returns the columns that [`Self::matches_attributes`] looks at.
@@ -124,14 +130,17 @@ impl Selection {
         ColumnsNeeded {
             sequence: variable("sequence")
                 || self.places.is_some()
+                || self.ranges.is_some()
                 || self.ids.as_ref().is_some_and(|ids| !ids.places.is_empty()),
             time: self.from.is_some() || self.to.is_some() || variable("time"),
             // A failing expression names the event.
             id: self.ids.is_some() || self.where_.is_some(),
             kind: self.types.is_some() || variable("type"),
             key: self.keys.is_some() || variable("key"),
-            exchange: self.exchanges.is_some() || variable("exchange"),
-            routing_key: !self.routing_keys.is_empty() || variable("routing_key"),
+            exchange: self.exchanges.is_some() || self.bindings.is_some() || variable("exchange"),
+            routing_key: !self.routing_keys.is_empty()
+                || self.bindings.as_ref().is_some_and(Bindings::ask_routing_keys)
+                || variable("routing_key"),
             properties: !self.headers.is_empty() || variable("headers") || variable("properties"),
             content_type: variable("content_type"),
         }
@@ -171,6 +180,7 @@ impl Selection {
             places.get(stream).is_some_and(|here| here.binary_search(&event.sequence).is_ok())
         };
         self.places.as_ref().is_none_or(at_a_place)
+            && self.ranges.as_ref().is_none_or(|ranges| ranges.contain(stream, event.sequence))
             && self.from.is_none_or(|from| event.time >= from)
             && self.to.is_none_or(|to| event.time < to)
             && one_of(&self.types, Some(&event.kind))
@@ -182,6 +192,7 @@ impl Selection {
                     .routing_keys
                     .iter()
                     .any(|pattern| pattern.matches(message.routing_key.as_bytes())))
+            && self.bindings.as_ref().is_none_or(|bindings| bindings.route(message))
             && self.headers.iter().all(|header| header.matches(event))
     }
 }

@@ -26,6 +26,10 @@ pub struct SelectionSpec {
     pub ids: Vec<String>,
     /// Places in streams: the event there and no other.
     pub places: Vec<(StreamName, Sequence)>,
+    /// Runs of streams: the events in one of them, and of no other stream.
+    pub ranges: Vec<SequenceRange>,
+    /// Bindings: the events that one of them would route.
+    pub bindings: Vec<Binding>,
     /// Names and values of headers, compared as text.
     pub headers: Vec<(String, String)>,
     /// A CEL expression over an event, true for those wanted.
@@ -37,6 +41,26 @@ pub struct SelectionSpec {
     pub descriptor_set: Option<Bytes>,
     /// The message in `descriptor_set` that bodies are; may be left out if there is only one.
     pub message_type: Option<String>,
+}
+
+/// A run of one stream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SequenceRange {
+    /// The stream.
+    pub stream: StreamName,
+    /// Events after this sequence; 0 for all from the first.
+    pub after: Sequence,
+    /// Events up to and including this sequence.
+    pub until: Sequence,
+}
+
+/// What a binding of a topic exchange takes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Binding {
+    /// The exchange; empty for the default exchange.
+    pub exchange: String,
+    /// An AMQP topic pattern for the routing key; `#` for all.
+    pub pattern: String,
 }
 
 /// What to do about an event that the where expression fails on.

@@ -125,6 +125,8 @@ impl SelectionArgs {
             keys: self.keys.clone(),
             ids,
             places: again.map(ToTryAgain::places).unwrap_or_default(),
+            ranges: Vec::new(),
+            bindings: Vec::new(),
             headers,
             where_: self.where_.clone(),
             where_errors: match self.where_errors {

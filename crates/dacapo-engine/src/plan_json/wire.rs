@@ -103,6 +103,12 @@ pub(super) struct SelectionJson {
     pub(super) ids: Vec<String>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(super) places: Vec<(String, u64)>,
+    /// Each a stream, the sequence before the run, and its last.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(super) ranges: Vec<(String, u64, u64)>,
+    /// Each an exchange and a topic pattern.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(super) bindings: Vec<(String, String)>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(super) headers: Vec<(String, String)>,
     #[serde(rename = "where", skip_serializing_if = "Option::is_none")]

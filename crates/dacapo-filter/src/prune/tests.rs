@@ -4,7 +4,7 @@ use dacapo_event::{Event, Message, Sequence, ShortStr, StreamName};
 use proptest::prelude::*;
 
 use super::*;
-use crate::{Place, SelectionSpec};
+use crate::{Binding, Place, SelectionSpec, SequenceRange};
 
 fn shop() -> StreamName {
     "shop".parse().unwrap()
@@ -86,9 +86,32 @@ fn spec() -> impl Strategy<Value = SelectionSpec> {
             1 => prop::collection::vec((prop::bool::weighted(0.8), 1..12_u64), 1..6),
         ],
         prop::option::weighted(0.1, Just("sequence % 2 == 0".to_owned())),
+        (
+            prop_oneof![
+                3 => Just(Vec::new()),
+                1 => prop::collection::vec((prop::bool::weighted(0.8), 0..14_u64, 0..18_u64), 1..4),
+            ],
+            prop_oneof![
+                3 => Just(Vec::new()),
+                1 => prop::collection::vec(
+                    (prop::sample::select(&EXCHANGES[..]), prop::sample::select(&PATTERNS[..])),
+                    1..5,
+                ),
+            ],
+        ),
     )
         .prop_map(
-            |(from, length, types, routing_keys, exchanges, keys, ids, places, where_)| {
+            |(from, length, types, routing_keys, exchanges, keys, ids, places, where_, runs)| {
+                let (ranges, bindings) = runs;
+                let range = |(here, after, until): (bool, u64, u64)| SequenceRange {
+                    stream: if here { shop() } else { "other".parse().unwrap() },
+                    after,
+                    until,
+                };
+                let binding = |(exchange, pattern): (&str, &str)| Binding {
+                    exchange: exchange.to_owned(),
+                    pattern: pattern.to_owned(),
+                };
                 let place = |(here, sequence)| match here {
                     true => (shop(), sequence),
                     false => ("other".parse().unwrap(), sequence),
@@ -107,6 +130,8 @@ fn spec() -> impl Strategy<Value = SelectionSpec> {
                     keys,
                     ids,
                     places: places.into_iter().map(place).collect(),
+                    ranges: ranges.into_iter().map(range).collect(),
+                    bindings: bindings.into_iter().map(binding).collect(),
                     where_,
                     ..SelectionSpec::default()
                 }
