@@ -1,40 +1,18 @@
-//! The journal of a replay: append-only, a checksum on every line, believed up to the
-//! first line that is torn.
-//!
-//! ```text
-//! 8 hexadecimal digits of CRC-32, a space, one JSON object, a newline
-//! ```
-//!
-//! A checkpoint is written with one `write` call, so that `kill -9` cannot lose one that
-//! was written; it is synced once a second, so that a power cut loses at most that.
+//! The journal of a replay: append-only `lines`.
 //!
 //! A long replay writes many: when they have grown large, the journal is replaced by one that
 //! says the same in two lines, as durably and atomically as everything else in the state.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
-use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::path::Path;
 
 use dacapo_event::Timestamp;
 use dacapo_republish::{NackRetries, OnReject};
 use serde::{Deserialize, Serialize};
-use tokio::time::Instant;
 
 use crate::EngineError;
+use crate::lines::Lines;
 use crate::merge::Positions;
-use crate::state::{failed, sync_dir};
-
-/// How often the journal is synced to disk while checkpoints are written.
-const SYNC_INTERVAL: Duration = Duration::from_secs(1);
-
-/// A longer line is not ours: 1,000 streams come to 150 KB.
-const LINE_BYTES_MAX: u64 = 4 * 1024 * 1024;
-
-/// A journal that grew by so much is replaced by a short one: some 100,000 checkpoints, which are
-/// read again in a fraction of a second.
-const GROWN_BYTES_MAX: u64 = 32 * 1024 * 1024;
 
 /// How a replay stands, as its journal tells it.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -129,15 +107,11 @@ enum Record {
 /// The journal of one replay, open for appending.
 #[derive(Debug)]
 pub struct Journal {
-    path: PathBuf,
-    file: File,
-    synced: Instant,
+    lines: Lines,
     began_at: Option<Timestamp>,
     runs: u64,
     on_reject: OnReject,
     nack_retries: NackRetries,
-    grown: u64,
-    grown_max: u64,
 }
 
 impl Journal {
@@ -147,25 +121,14 @@ impl Journal {
     /// # Errors
     /// The file cannot be read or written, or a newer version wrote it.
     pub fn open(path: &Path) -> Result<(Self, Standing), EngineError> {
-        let open =
-            OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path);
-        let mut file = open.map_err(|error| failed("open", path, error))?;
-        let (standing, sound) = read_from(&file, path)?;
-        let cut = file.set_len(sound).and_then(|()| file.seek(SeekFrom::Start(sound)));
-        cut.map_err(|error| failed("write", path, error))?;
-        if sound == 0 {
-            sync_dir(path.parent().unwrap_or(path))?;
-        }
+        let mut standing = Standing::default();
+        let lines = Lines::open(path, |json| standing.read(json))?;
         let journal = Journal {
-            path: path.to_owned(),
-            file,
-            synced: Instant::now(),
+            lines,
             began_at: standing.began_at,
             runs: standing.counts.runs,
             on_reject: standing.on_reject,
             nack_retries: standing.nack_retries,
-            grown: sound,
-            grown_max: GROWN_BYTES_MAX,
         };
         Ok((journal, standing))
     }
@@ -175,11 +138,9 @@ impl Journal {
     /// # Errors
     /// The file cannot be read, or a newer version wrote it.
     pub fn read(path: &Path) -> Result<Standing, EngineError> {
-        match File::open(path) {
-            Ok(file) => read_from(&file, path).map(|(standing, _)| standing),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Standing::default()),
-            Err(error) => Err(failed("read", path, error)),
-        }
+        let mut standing = Standing::default();
+        Lines::read(path, |json| standing.read(json))?;
+        Ok(standing)
     }
 
     /// Notes that a run begins, what it does about rejects, and how soon a nack makes one. Durable
@@ -194,10 +155,10 @@ impl Journal {
         nack_retries: NackRetries,
     ) -> Result<(), EngineError> {
         (self.on_reject, self.nack_retries) = (on_reject, nack_retries);
-        self.append(&self.beginning(at, self.runs))?;
+        self.lines.append(&self.beginning(at, self.runs))?;
         self.began_at.get_or_insert(at);
         self.runs = self.runs.saturating_add(1);
-        self.sync()
+        self.lines.sync()
     }
 
     /// Writes a checkpoint; safe from `kill -9` when it returns, from a power cut within a second.
@@ -210,34 +171,13 @@ impl Journal {
         positions: &Positions,
     ) -> Result<(), EngineError> {
         let record = Record::Checkpoint { counts: *counts, positions: to_wire(positions) };
-        if self.grown >= self.grown_max {
-            return self.replace(&record);
+        if self.lines.is_grown() {
+            let at = self.began_at.unwrap_or(Timestamp::EPOCH);
+            let began = self.beginning(at, self.runs.saturating_sub(1));
+            return self.lines.replace(&[&began, &record]);
         }
-        self.append(&record)?;
-        if self.synced.elapsed() >= SYNC_INTERVAL {
-            self.sync()?;
-        }
-        Ok(())
-    }
-
-    /// Replaces the journal of a run under way by one that begins with this checkpoint. Whoever
-    /// reads meanwhile, or after a crash, finds the old one or the new one.
-    fn replace(&mut self, checkpoint: &Record) -> Result<(), EngineError> {
-        let temporary = self.path.with_extension("tmp");
-        let at = self.began_at.unwrap_or(Timestamp::EPOCH);
-        let began = self.beginning(at, self.runs.saturating_sub(1));
-        let lines = line(&began) + &line(checkpoint);
-        let write = || {
-            let mut file = File::create(&temporary)?;
-            file.write_all(lines.as_bytes())?;
-            file.sync_all()?;
-            fs::rename(&temporary, &self.path)?;
-            Ok(file)
-        };
-        self.file = write().map_err(|error| failed("replace", &self.path, error))?;
-        self.grown = lines.len() as u64;
-        self.synced = Instant::now();
-        sync_dir(self.path.parent().unwrap_or(&self.path))
+        self.lines.append(&record)?;
+        self.lines.sync_at_times()
     }
 
     /// Notes how a run ended. Durable when it returns.
@@ -251,13 +191,13 @@ impl Journal {
         counts: &Counts,
         positions: &Positions,
     ) -> Result<(), EngineError> {
-        self.append(&Record::Ended {
+        self.lines.append(&Record::Ended {
             at: at.to_string(),
             phase: phase.as_str().to_owned(),
             counts: *counts,
             positions: to_wire(positions),
         })?;
-        self.sync()
+        self.lines.sync()
     }
 
     fn beginning(&self, at: Timestamp, runs: u64) -> Record {
@@ -268,17 +208,6 @@ impl Journal {
             rejects_max: rejects_max(self.on_reject),
             nack_retries: nack_retries.map(NackRetries::get),
         }
-    }
-
-    fn append(&mut self, record: &Record) -> Result<(), EngineError> {
-        let line = line(record);
-        self.grown += line.len() as u64;
-        self.file.write_all(line.as_bytes()).map_err(|error| failed("write", &self.path, error))
-    }
-
-    fn sync(&mut self) -> Result<(), EngineError> {
-        self.synced = Instant::now();
-        self.file.sync_data().map_err(|error| failed("sync", &self.path, error))
     }
 }
 
@@ -318,52 +247,32 @@ fn to_wire(positions: &Positions) -> BTreeMap<String, u64> {
     positions.iter().map(|(stream, sequence)| (stream.to_string(), *sequence)).collect()
 }
 
-fn line(record: &Record) -> String {
-    let json = serde_json::to_string(record).expect("text and numbers become JSON");
-    format!("{:08x} {json}\n", crc32fast::hash(json.as_bytes()))
-}
-
-/// Reads records up to the first that is torn; returns the length of what is sound.
-fn read_from(file: &File, path: &Path) -> Result<(Standing, u64), EngineError> {
-    let mut reader = BufReader::new(file);
-    let (mut standing, mut sound) = (Standing::default(), 0);
-    let mut line = Vec::new();
-    loop {
-        line.clear();
-        let read = reader.by_ref().take(LINE_BYTES_MAX).read_until(b'\n', &mut line);
-        read.map_err(|error| failed("read", path, error))?;
-        let Some(json) = sound_json(&line) else { return Ok((standing, sound)) };
-        // Cutting off what was written by somebody who knows more would lose checkpoints.
-        let record = serde_json::from_slice(json).map_err(|error| EngineError::Unreadable {
-            path: path.display().to_string(),
-            problem: format!("a record is not known ({error}); use a newer dacapo"),
-        })?;
-        sound += line.len() as u64;
-        match record {
-            Record::Began { at, runs, rejects_max, nack_retries } => {
-                standing.nack_retries = nack_retries.and_then(NackRetries::new).unwrap_or_default();
-                standing.on_reject =
-                    rejects_max.map_or(OnReject::Stop, |most| OnReject::Skip { most });
-                standing.began_at = standing.began_at.or_else(|| at.parse().ok());
-                standing.phase = Phase::Running;
-                standing.at_reject = false;
-                standing.counts.runs = runs.saturating_add(1);
-            }
-            Record::Checkpoint { counts, positions } => standing.take(counts, positions),
-            Record::Ended { phase, counts, positions, .. } => {
-                standing.take(counts, positions);
-                standing.phase = Phase::parse(&phase).unwrap_or(Phase::Interrupted);
-                // One that is cancelled there stands there for good.
-                standing.at_reject |= standing.phase == Phase::Rejected;
-            }
-        }
-    }
-}
-
 impl Standing {
     /// Returns how many events the target refused: those passed over, and the one it stands at.
     pub fn rejected(&self) -> u64 {
         self.counts.rejected.saturating_add(u64::from(self.at_reject))
+    }
+
+    /// Takes one record.
+    fn read(&mut self, json: &[u8]) -> Result<(), serde_json::Error> {
+        match serde_json::from_slice(json)? {
+            Record::Began { at, runs, rejects_max, nack_retries } => {
+                self.nack_retries = nack_retries.and_then(NackRetries::new).unwrap_or_default();
+                self.on_reject = rejects_max.map_or(OnReject::Stop, |most| OnReject::Skip { most });
+                self.began_at = self.began_at.or_else(|| at.parse().ok());
+                self.phase = Phase::Running;
+                self.at_reject = false;
+                self.counts.runs = runs.saturating_add(1);
+            }
+            Record::Checkpoint { counts, positions } => self.take(counts, positions),
+            Record::Ended { phase, counts, positions, .. } => {
+                self.take(counts, positions);
+                self.phase = Phase::parse(&phase).unwrap_or(Phase::Interrupted);
+                // One that is cancelled there stands there for good.
+                self.at_reject |= self.phase == Phase::Rejected;
+            }
+        }
+        Ok(())
     }
 
     fn take(&mut self, counts: Counts, positions: BTreeMap<String, u64>) {
@@ -371,14 +280,6 @@ impl Standing {
         let known = positions.into_iter().filter_map(|(name, at)| Some((name.parse().ok()?, at)));
         self.positions.extend(known);
     }
-}
-
-/// Returns the JSON of a line that is whole.
-fn sound_json(line: &[u8]) -> Option<&[u8]> {
-    let line = line.strip_suffix(b"\n")?;
-    let (crc, json) = (line.get(..8)?, line.get(9..)?);
-    let crc = u32::from_str_radix(std::str::from_utf8(crc).ok()?, 16).ok()?;
-    (crc32fast::hash(json) == crc).then_some(json)
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@ mod error;
 pub mod blast;
 pub mod export;
 pub mod journal;
+mod lines;
 pub mod merge;
 pub mod plan;
 pub mod plan_json;

@@ -10,21 +10,17 @@
 //! ```
 
 use std::fmt;
-use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{self, Read, Seek, Write};
+use std::fs::{self, File};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use dacapo_event::{Digest, Timestamp};
 
 use crate::EngineError;
 use crate::plan::Plan;
+use lock::{DirLock, HeldBy};
 
-/// How often to try for a lock that others are only looking at. Each look takes microseconds, but a
-/// busy machine may suspend whoever looks for some milliseconds; this is about a tenth of a second.
-const LOOKS_MAX: u32 = 50_000;
-
-/// The most that is read of a lock: a process id has 10 digits.
-const PID_BYTES_MAX: u64 = 32;
+pub(crate) mod lock;
 
 /// A directory of replays.
 #[derive(Debug, Clone)]
@@ -53,7 +49,7 @@ pub struct Locked {
     /// The replay.
     pub id: ReplayId,
     dir: PathBuf,
-    lock: File,
+    _lock: DirLock,
 }
 
 impl ReplayId {
@@ -171,17 +167,7 @@ impl State {
     /// # Errors
     /// The directory is not readable.
     pub fn holder(&self, id: &ReplayId) -> Result<Option<String>, EngineError> {
-        let path = self.dir(id).join("lock");
-        let mut lock = match File::open(&path) {
-            Ok(lock) => lock,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(failed("open", &path, error)),
-        };
-        match lock.try_lock_shared() {
-            Ok(()) => Ok(None),
-            Err(TryLockError::WouldBlock) => Ok(Some(named_in(&mut lock))),
-            Err(TryLockError::Error(error)) => Err(failed("lock", &path, error)),
-        }
+        Ok(DirLock::holder(&self.dir(id))?.map(|HeldBy(holder)| holder))
     }
 
     /// Returns a replay's plan.
@@ -263,34 +249,9 @@ impl State {
 }
 
 fn lock(id: ReplayId, dir: PathBuf) -> Result<Locked, EngineError> {
-    let path = dir.join("lock");
-    let open = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
-    let mut lock = open.map_err(|error| failed("open", &path, error))?;
-    let mut looks = 0;
-    loop {
-        match lock.try_lock() {
-            Ok(()) => break,
-            Err(TryLockError::WouldBlock) => looks += 1,
-            Err(TryLockError::Error(error)) => return Err(failed("lock", &path, error)),
-        }
-        // A replay's lock is exclusive; what can be shared is only a look at whether there is one.
-        if looks == LOOKS_MAX || lock.try_lock_shared().is_err() {
-            return Err(EngineError::Locked { id: id.to_string(), holder: named_in(&mut lock) });
-        }
-        lock.unlock().map_err(|error| failed("unlock", &path, error))?;
-        std::thread::yield_now();
-    }
-    let write = lock.set_len(0).and_then(|()| writeln!(lock, "{}", std::process::id()));
-    write.map_err(|error| failed("write", &path, error))?;
-    Ok(Locked { id, dir, lock })
-}
-
-/// Returns who holds a lock, as words for a message; nothing if it does not say.
-fn named_in(lock: &mut File) -> String {
-    let mut pid = String::new();
-    match lock.rewind().and_then(|()| Read::take(&*lock, PID_BYTES_MAX).read_to_string(&mut pid)) {
-        Ok(_) if !pid.trim().is_empty() => format!(" in process {}", pid.trim()),
-        Ok(_) | Err(_) => String::new(),
+    match DirLock::take(&dir)? {
+        Ok(lock) => Ok(Locked { id, dir, _lock: lock }),
+        Err(HeldBy(holder)) => Err(EngineError::Locked { id: id.to_string(), holder }),
     }
 }
 
@@ -303,14 +264,6 @@ impl Locked {
         let text = serde_json::to_vec_pretty(&crate::plan_json::to_json(plan))
             .expect("a JSON value is written");
         write_durably(&self.dir.join("plan.json"), &text)
-    }
-}
-
-impl Drop for Locked {
-    fn drop(&mut self) {
-        // The name goes with the lock; a failure here only leaves a number behind that nobody
-        // believes, because the lock itself is free.
-        drop(self.lock.set_len(0));
     }
 }
 

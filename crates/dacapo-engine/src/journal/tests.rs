@@ -1,5 +1,6 @@
 //! What is written is believed, what is torn is not.
 
+use std::fs;
 use std::path::PathBuf;
 
 use proptest::prelude::*;
@@ -203,7 +204,7 @@ async fn a_journal_that_grew_is_replaced_by_one_that_says_the_same() {
     journal.began(at(1), OnReject::Stop, NackRetries::DEFAULT).unwrap();
     drop(journal);
     let (mut journal, _) = Journal::open(&path).unwrap();
-    journal.grown_max = 2_000;
+    journal.lines.grown_max = 2_000;
     let few = NackRetries::new(2).unwrap();
     journal.began(at(5), OnReject::Skip { most: 7 }, few).unwrap();
     let mut longest = 0;

@@ -2,6 +2,7 @@
 
 use proptest::prelude::*;
 use serde_json::json;
+use std::io::Read as _;
 use tempfile::TempDir;
 
 use super::*;
