@@ -253,28 +253,6 @@ pub async fn declare_witness(broker: &Broker, queue: &str) -> Result<(), BusErro
     declared
 }
 
-/// Binds a queue to a fanout exchange; once more is no error.
-///
-/// # Errors
-/// No connection, no permission, or one of the two is not there.
-pub async fn bind(broker: &Broker, queue: &str, exchange: &str) -> Result<(), BusError> {
-    let session = broker.connect().await?;
-    let bound = async {
-        let channel = session.channel().await?;
-        let binding = channel.queue_bind(
-            name_of(queue, &session.peer)?,
-            name_of(exchange, &session.peer)?,
-            ShortString::default(),
-            QueueBindOptions::default(),
-            AmqpTable::default(),
-        );
-        session.ask(Doing::Declaring, binding).await
-    };
-    let bound = bound.await;
-    session.close().await;
-    bound
-}
-
 /// Returns how a queue is, or nothing if it is not there.
 ///
 /// # Errors

@@ -3,14 +3,17 @@
 use std::collections::BTreeSet;
 
 use dacapo_bus::BusError;
-use lapin::options::{ExchangeDeleteOptions, ExchangeUnbindOptions, QueueDeclareOptions};
+use lapin::options::{
+    BasicGetOptions, ExchangeDeleteOptions, ExchangeUnbindOptions, QueueDeclareOptions,
+    QueueDeleteOptions,
+};
 use lapin::types::{FieldTable, ShortString};
 
 use crate::Broker;
 use crate::connect::Session;
 use crate::error::Doing;
 use crate::target::{AmqpTarget, Via, name_of};
-use crate::topology::look_up_exchange;
+use crate::topology::{Binding, look_up_exchange};
 use crate::wire;
 
 /// An exchange that is never there, named like those of replays.
@@ -129,6 +132,53 @@ pub async fn objections(
     };
     session.close().await;
     objections
+}
+
+/// Returns what the broker would refuse a backfill of `queue`, in its words: to play to it and bind
+/// it, to make, bind and consume a holding queue whose name is `queue` and more, and to publish to
+/// queues through the default exchange. Nothing is published or changed.
+///
+/// # Errors
+/// No connection, or the virtual host refused.
+pub async fn backfill_objections(
+    broker: &Broker,
+    queue: &str,
+    bindings: &[Binding],
+) -> Result<Vec<String>, BusError> {
+    let session = broker.connect().await?;
+    let objections = async {
+        let mut denied = BTreeSet::from_iter(denied_own_exchange(&session, queue).await?);
+        denied.extend(denied_writing(&session, [""]).await?);
+        denied.extend(denied_holding(&session, queue, bindings).await?);
+        Ok(denied.into_iter().collect())
+    };
+    let objections = objections.await;
+    session.close().await;
+    objections
+}
+
+/// To delete a holding queue, unbind it, and take a message from it. None has this name.
+async fn denied_holding(
+    session: &Session,
+    queue: &str,
+    bindings: &[Binding],
+) -> Result<Vec<String>, BusError> {
+    let holding = name_of(&format!("{queue}.holding.permissions"), &session.peer)?;
+    let channel = session.channel().await?;
+    let deleting = channel.queue_delete(holding.clone(), QueueDeleteOptions::default());
+    let mut denied = Vec::new();
+    denied.extend(refusal(session.ask(Doing::Declaring, deleting).await)?);
+    for Binding { exchange, .. } in bindings {
+        let channel = session.channel().await?;
+        let exchange = name_of(exchange, &session.peer)?;
+        let table = FieldTable::default();
+        let unbinding = channel.queue_unbind(holding.clone(), exchange, NOT_THERE.into(), table);
+        denied.extend(refusal(session.ask(Doing::Declaring, unbinding).await)?);
+    }
+    let channel = session.channel().await?;
+    let getting = channel.basic_get(holding, BasicGetOptions::default());
+    denied.extend(refusal(session.ask(Doing::Consuming, getting).await)?);
+    Ok(denied)
 }
 
 impl Objections {

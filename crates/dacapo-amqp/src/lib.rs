@@ -7,8 +7,9 @@
 //! | [`AmqpSubscribe`] | the `Source`: the archiver's queue and its parking queue |
 //! | [`AmqpQueue`], [`declare_service`] | the `Source` of a service: one queue |
 //! | [`inspect()`], [`objections()`], [`blind_spots`] | what a plan or an archiver must know before it starts |
+//! | [`ensure_queue`], [`declare_holding`], [`bind`] … | the queues and bindings of a backfill |
 //! | [`declare_topic`], [`remove`] | what is made for a while and taken away again |
-//! | [`declare_copy`], [`declare_witness`], [`bind`], [`queue_state`] | the environment of a drill |
+//! | [`declare_copy`], [`declare_witness`], [`queue_state`] | the environment of a drill |
 //! | `wire` | a small consumer and a small publisher of our own |
 //!
 //! Declaring and inspecting go through lapin. Messages do not: AMQP says that short strings are
@@ -24,6 +25,7 @@ mod appetite;
 mod connect;
 mod copy;
 mod error;
+mod holding;
 mod inspect;
 mod parked;
 mod sink;
@@ -36,13 +38,16 @@ mod wire;
 
 pub use connect::{Broker, ClientIdentity, Tls};
 pub use copy::{
-    BindTo, Copied, CopiedBinding, CopiedExchange, CopiedQueue, Made, Place, QueueState, bind,
+    BindTo, Copied, CopiedBinding, CopiedExchange, CopiedQueue, Made, Place, QueueState,
     declare_copy, declare_witness, queue_state,
 };
-pub use inspect::{Objections, TargetFacts, cluster, inspect, objections};
+pub use holding::{
+    Found, bind, declare_holding, ensure_queue, queue_depth, remove_holding, unbind,
+};
+pub use inspect::{Objections, TargetFacts, backfill_objections, cluster, inspect, objections};
 pub use sink::AmqpConnect;
 pub use source::{AmqpQueue, AmqpSubscribe};
 pub use target::{AmqpTarget, Via};
 pub use temporary::{declare_topic, remove};
-pub use topology::{Binding, BlindSpot, blind_spots, declare_service};
+pub use topology::{Binding, BlindSpot, blind_spots, declare_service, exchange_types};
 pub use uri::AmqpUrl;

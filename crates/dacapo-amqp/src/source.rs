@@ -5,6 +5,7 @@ use std::num::NonZeroU16;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use dacapo_bus::broker::parked_queue;
 use dacapo_bus::{BusError, Delivery, DeliveryTag, Source, Subscribe};
 use dacapo_event::{EventError, ShortStr};
 use tokio::sync::oneshot;
@@ -71,6 +72,7 @@ impl Subscribe for AmqpSubscribe {
 pub struct AmqpQueue {
     broker: Broker,
     queue: ShortStr,
+    parked: Option<ShortStr>,
     appetite: Arc<Appetite>,
 }
 
@@ -87,14 +89,24 @@ impl AmqpQueue {
         waiting_bytes_max: u64,
     ) -> Result<Self, EventError> {
         let appetite = Arc::new(Appetite::new(prefetch, waiting_bytes_max));
-        Ok(AmqpQueue { broker, queue: ShortStr::try_from(queue)?, appetite })
+        Ok(AmqpQueue { broker, queue: ShortStr::try_from(queue)?, parked: None, appetite })
+    }
+
+    /// Returns the same way, with the queue in which this one parks: what comes from there has
+    /// everything as it was published.
+    ///
+    /// # Errors
+    /// The name has more than 255 bytes.
+    pub fn with_parking(self) -> Result<Self, EventError> {
+        let parked = parked_queue(&self.queue.to_str_lossy());
+        Ok(AmqpQueue { parked: Some(ShortStr::try_from(parked)?), ..self })
     }
 }
 
 #[async_trait]
 impl Subscribe for AmqpQueue {
     async fn open(&self) -> Result<Box<dyn Source>, BusError> {
-        let queues = Queues { main: self.queue.clone(), parked: None };
+        let queues = Queues { main: self.queue.clone(), parked: self.parked.clone() };
         open(&self.broker, queues, &self.appetite).await
     }
 }

@@ -1,5 +1,6 @@
 //! The queues and bindings of archivers and services, and what an archiver's cannot catch.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
@@ -165,13 +166,13 @@ fn refusing(mut arguments: FieldTable) -> FieldTable {
     arguments
 }
 
-fn parked_arguments() -> FieldTable {
+pub(crate) fn parked_arguments() -> FieldTable {
     common_arguments()
 }
 
 /// What expires, by the message's own wish or a policy's, goes to the parking queue, and the
 /// broker keeps it until that has it.
-fn main_arguments(parked: &ShortString) -> FieldTable {
+pub(crate) fn main_arguments(parked: &ShortString) -> FieldTable {
     let mut arguments = common_arguments();
     arguments
         .insert("x-dead-letter-exchange".into(), text(""))
@@ -265,6 +266,33 @@ pub async fn blind_spots(
     }
     session.close().await;
     Ok(spots)
+}
+
+/// Returns the type of each exchange that these bindings name, where the broker says it; the user must
+/// be allowed to configure the exchange.
+///
+/// # Errors
+/// No connection, or an exchange that does not exist.
+pub async fn exchange_types(
+    broker: &Broker,
+    bindings: &[Binding],
+) -> Result<BTreeMap<String, Option<String>>, BusError> {
+    let session = broker.connect().await?;
+    let asked = async {
+        let mut types = BTreeMap::new();
+        for Binding { exchange, .. } in bindings {
+            if types.contains_key(exchange) {
+                continue;
+            }
+            let name = name_of(exchange, &session.peer)?;
+            look_up_exchange(&session, &name).await?;
+            types.insert(exchange.clone(), exchange_type(&session, &name).await?);
+        }
+        Ok(types)
+    };
+    let asked = asked.await;
+    session.close().await;
+    asked
 }
 
 /// Returns the type of an exchange that exists, if the broker will say.

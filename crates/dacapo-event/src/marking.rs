@@ -63,6 +63,36 @@ pub fn mark(event: &Event, replay: &ShortStr, priority: Priority) -> Message {
     message
 }
 
+/// Returns a live message that was held back as a replay would publish it: marked, and with what
+/// would do harm moved into headers ([`neutralise`]). `id` and `time` are those that the message
+/// itself says; without an id the marking has none either, for nobody has given it one yet. What is
+/// marked already ([`is_replayed`]) keeps its marking.
+pub fn mark_held(
+    mut message: Message,
+    id: Option<&str>,
+    time: Option<Timestamp>,
+    replay: &ShortStr,
+    priority: Priority,
+) -> Message {
+    let marked = is_replayed(&message);
+    neutralise(&mut message.properties, priority);
+    if marked {
+        return message;
+    }
+    let headers = message.properties.headers.get_or_insert_with(FieldTable::new);
+    headers.insert(REPLAY, short_value(replay));
+    if let Some(id) = id {
+        headers.insert(EVENT_ID, FieldValue::text(id));
+    }
+    headers.insert(BODY_DIGEST, FieldValue::text(Digest::of(&message.body).to_string()));
+    if let Some(time) = time {
+        headers.insert(ORIGINAL_TIME, FieldValue::text(time.to_string()));
+    }
+    headers.insert(ORIGINAL_EXCHANGE, short_value(&message.exchange));
+    headers.insert(ORIGINAL_ROUTING_KEY, short_value(&message.routing_key));
+    message
+}
+
 /// Moves into headers what would do harm when a message is published a second time.
 ///
 /// Moved: `user_id` (the broker refuses another's), `expiration` (would drop history on arrival),
@@ -246,5 +276,18 @@ mod tests {
         let original = Properties { priority: Some(9), ..Properties::default() };
         let replayed = mark(&event(original), &short("r1"), Priority::Keep);
         assert_eq!(replayed.properties.priority, Some(9));
+    }
+    #[test]
+    fn a_held_message_is_marked_like_an_event_and_a_replay_keeps_its_marking() {
+        let live = event(Properties { expiration: Some(short("5")), ..Properties::default() });
+        let marked = mark(&live, &short("r"), Priority::Neutralise);
+        let (id, time) = (Some(live.id.as_str()), Some(live.time));
+        let held = |message, id| mark_held(message, id, time, &short("r"), Priority::Neutralise);
+        assert_eq!(held(live.message.clone(), id), marked);
+        let again = mark_held(marked.clone(), None, None, &short("other"), Priority::Neutralise);
+        assert_eq!(again, marked);
+        let without = held(live.message.clone(), None);
+        assert_eq!(without.properties.header("x-dacapo-event-id"), None);
+        assert!(!is_replayed(&without));
     }
 }

@@ -61,6 +61,11 @@ impl MemoryBudget {
         self.bytes() / 8
     }
 
+    /// Returns what a backfill may remember of events that are in history and may be held as well.
+    pub fn remembered(self) -> u64 {
+        self.bytes() / 4
+    }
+
     /// Returns how many bytes of bodies and properties may be published and not confirmed. The
     /// client holds the properties as they are encoded, too, and copies of one write.
     pub fn window(self) -> u64 {
@@ -80,7 +85,8 @@ mod tests {
             let replay = 2 * budget.reading() + 2 * budget.window();
             let archive = 3 * budget.segment() + budget.waiting();
             let compaction = budget.output_max() + budget.repeats();
-            let most = replay.max(archive).max(compaction);
+            let backfill = 2 * budget.window() + budget.waiting() + budget.remembered();
+            let most = replay.max(archive).max(compaction).max(backfill);
             assert!(most <= bytes && budget.output() <= budget.output_max(), "{bytes}");
         }
     }

@@ -39,6 +39,39 @@ pub fn matches(pattern: &[u8], key: &[u8]) -> bool {
     }
 }
 
+/// Returns whether every key that `narrow` matches, `wide` matches, too. Where that cannot be told word
+/// by word it says no.
+pub fn covers(wide: &[u8], narrow: &[u8]) -> bool {
+    let words = |pattern: &'_ [u8]| -> Vec<Vec<u8>> {
+        let mut words: Vec<Vec<u8>> = match pattern.is_empty() {
+            true => Vec::new(),
+            false => pattern.split(|byte| *byte == b'.').map(<[u8]>::to_vec).collect(),
+        };
+        // Several are one.
+        words.dedup_by(|next, kept| kept == b"#" && next == b"#");
+        words
+    };
+    let (wide, narrow) = (words(wide), words(narrow));
+    // Whether the rest of `wide` from each place covers the rest of `narrow`, from its end on.
+    let mut covered = vec![false; wide.len() + 1];
+    covered[wide.len()] = true;
+    for at in (0..wide.len()).rev() {
+        covered[at] = wide[at] == b"#" && covered[at + 1];
+    }
+    for word in narrow.iter().rev() {
+        let after = covered.clone();
+        covered[wide.len()] = false;
+        for at in (0..wide.len()).rev() {
+            covered[at] = match wide[at].as_slice() {
+                b"#" => covered[at + 1] || after[at],
+                b"*" => word != b"#" && after[at + 1],
+                literal => literal == word && word != b"*" && after[at + 1],
+            };
+        }
+    }
+    covered[0]
+}
+
 fn split_word(words: &[u8]) -> (&[u8], Option<&[u8]>) {
     match words.iter().position(|byte| *byte == b'.') {
         Some(dot) => (&words[..dot], Some(&words[dot + 1..])),
@@ -127,6 +160,48 @@ mod tests {
             let found = super::matches(pattern.as_bytes(), key.as_bytes());
             let expected = naive(&words(&pattern), &words(&key));
             prop_assert_eq!(found, expected, "`{}` on `{}`", pattern, key);
+        }
+    }
+    #[test]
+    fn a_pattern_covers_what_is_narrower() {
+        let covers = |wide: &str, narrow: &str| super::covers(wide.as_bytes(), narrow.as_bytes());
+        for (wide, narrow) in [
+            ("#", "#"),
+            ("#", ""),
+            ("#.#", "#"),
+            ("orders.#", "orders.*.eu"),
+            ("orders.*", "orders.placed"),
+            ("*.*", "a.*"),
+            ("#.eu", "orders.#.eu"),
+            ("", ""),
+        ] {
+            assert!(covers(wide, narrow), "`{wide}` over `{narrow}`");
+        }
+        for (wide, narrow) in [
+            ("*", "#"),
+            ("orders.*", "orders.#"),
+            ("a", "*"),
+            ("", "#"),
+            ("*.#", "#"),
+            ("a.b", "a"),
+        ] {
+            assert!(!covers(wide, narrow), "`{wide}` over `{narrow}`");
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(4_000))]
+        #[test]
+        fn what_is_covered_is_matched(
+            wide in prop::collection::vec("[ab*#]|", 0..5),
+            narrow in prop::collection::vec("[ab*#]|", 0..5),
+            key in prop::collection::vec("[ab]|", 0..6),
+        ) {
+            let (wide, narrow, key) = (wide.join("."), narrow.join("."), key.join("."));
+            let matches = |pattern: &str| super::matches(pattern.as_bytes(), key.as_bytes());
+            if super::covers(wide.as_bytes(), narrow.as_bytes()) && matches(&narrow) {
+                prop_assert!(matches(&wide), "`{}` over `{}` on `{}`", wide, narrow, key);
+            }
         }
     }
 }

@@ -145,6 +145,7 @@ fn read_queue(json: &Value, policies: &Policies) -> Option<(String, Queue)> {
         },
         is_archivers: is_quorum
             && arguments["x-single-active-consumer"] == true
+            && arguments["x-dacapo-holding"] != true
             && dead_letter.as_ref() == Some(&parked),
         dead_letter,
         auto_delete: json["auto_delete"] == true,

@@ -6,7 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use dacapo_amqp::{AmqpQueue, Broker, bind};
+use dacapo_amqp::{AmqpQueue, Binding, Broker, bind};
 use dacapo_bus::{BusError, Connect, Delivery, Sink, Source, Subscribe};
 use dacapo_drill::tally::{OTHER_TYPES, Tallies};
 use dacapo_event::{Event, FieldTable, FieldValue, Message, ShortStr, Timestamp};
@@ -206,7 +206,8 @@ impl Connect for Witnessed {
     async fn open(&self) -> Result<Box<dyn Sink>, BusError> {
         // Declares the exchange; nothing is published before it is bound.
         let sink = self.target.open().await?;
-        bind(&self.broker, &self.queue, &self.exchange).await?;
+        let fanout = Binding { exchange: self.exchange.clone(), pattern: String::new() };
+        bind(&self.broker, &self.queue, &[fanout]).await?;
         Ok(sink)
     }
 
