@@ -80,6 +80,34 @@ pub enum EngineError {
         /// The next step.
         hint: String,
     },
+    /// There is no such backfill.
+    #[error("there is no backfill `{id}` in `{state}`; `dacapo backfill ls` lists those there are")]
+    NoSuchBackfill {
+        /// The id asked for.
+        id: String,
+        /// The state directory.
+        state: String,
+    },
+    /// Another process runs this backfill.
+    #[error(
+        "backfill `{id}` is running already{holder}; end that process in order (SIGINT or SIGTERM), or wait"
+    )]
+    BackfillLocked {
+        /// The backfill.
+        id: String,
+        /// ` in process N`, if it is known.
+        holder: String,
+    },
+    /// The backfill is not in a state in which this can be done.
+    #[error("backfill `{id}` is {state}; {hint}")]
+    BackfillState {
+        /// The backfill.
+        id: String,
+        /// Its state.
+        state: String,
+        /// The next step.
+        hint: String,
+    },
     /// The bus was lost and did not come back.
     #[error(
         "gave up after {attempts} attempts without progress; `dacapo replay resume` goes on when the target is back"

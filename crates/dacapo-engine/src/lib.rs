@@ -10,6 +10,7 @@
 
 mod error;
 
+pub mod backfill;
 pub mod blast;
 pub mod export;
 pub mod journal;

@@ -144,6 +144,13 @@ pub fn request_to_json(request: &Request) -> Value {
     value_of(&request_json(request))
 }
 
+/// Returns what [`request_to_json`] made; `path` is named in errors.
+pub(crate) fn request_from_value(path: &str, json: Value) -> Result<Request, EngineError> {
+    let parse = Parse { path };
+    let json = serde_json::from_value(json);
+    request_from_json(&parse, json.map_err(|error| parse.refused(&error.to_string()))?)
+}
+
 fn value_of(json: &impl Serialize) -> Value {
     serde_json::to_value(json).expect("text, numbers and lists become JSON")
 }

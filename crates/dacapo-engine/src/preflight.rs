@@ -14,9 +14,12 @@ use dacapo_event::ParseError;
 use crate::plan::Plan;
 use crate::request::Target;
 
+mod backfill;
 mod broker;
 mod queue;
 mod routes;
+
+pub use backfill::{archivers_of, check_archived, check_holding};
 
 /// What an event takes on a broker's disk beside its body: headers of its own, the marking, and the
 /// record that a quorum queue keeps of it.
@@ -47,11 +50,13 @@ pub enum Check {
     AlternateExchange,
     /// Somebody consumes the queue, if that was asked for.
     NoConsumer,
+    /// What is asked of history is archived.
+    NotArchived,
 }
 
 impl Check {
     /// All of them, in the order in which they are told.
-    pub const ALL: [Check; 11] = [
+    pub const ALL: [Check; 12] = [
         Check::TargetMissing,
         Check::NoPermission,
         Check::QueueTtl,
@@ -63,6 +68,7 @@ impl Check {
         Check::FeedsArchiver,
         Check::AlternateExchange,
         Check::NoConsumer,
+        Check::NotArchived,
     ];
 
     /// Returns its name.
@@ -79,6 +85,7 @@ impl Check {
             Check::FeedsArchiver => "feeds-archiver",
             Check::AlternateExchange => "alternate-exchange",
             Check::NoConsumer => "no-consumer",
+            Check::NotArchived => "not-archived",
         }
     }
 
@@ -98,6 +105,7 @@ impl Check {
             Check::FeedsArchiver => "the events would come to an archiver again",
             Check::AlternateExchange => "an alternate exchange hides events that no queue takes",
             Check::NoConsumer => "nobody consumes the queue (with --require-consumer)",
+            Check::NotArchived => "no archiver is bound to what a backfill is to play",
         }
     }
 }

@@ -7,6 +7,7 @@
 //! replays/ID/receipt.json   replaced atomically whenever a run ends
 //! replays/ID/control        what an operator at another terminal asks for
 //! replays/ID/lock           held by the process that runs the replay; names it
+//! backfills/ID/…            what backfills have done, see `backfill::state`
 //! ```
 
 use std::fmt;
@@ -63,6 +64,12 @@ impl ReplayId {
         // With milliseconds, so that replays of one second sort as they began.
         let began = now.to_jiff().strftime("%Y%m%d-%H%M%S%3f");
         ReplayId(format!("{began}-{suffix}"))
+    }
+
+    /// Returns the id that a journal of ours has, if it is one.
+    pub(crate) fn read(text: &str) -> Option<Self> {
+        let known = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
+        (!text.is_empty() && text.bytes().all(known)).then(|| ReplayId(text.to_owned()))
     }
 
     /// Returns the id as text.
@@ -145,11 +152,22 @@ impl State {
         let parent = self.root.join("replays");
         fs::create_dir_all(&parent).map_err(|error| failed("create", &parent, error))?;
         let dir = parent.join(id.as_str());
-        fs::create_dir(&dir).map_err(|error| failed("create", &dir, error))?;
+        match fs::create_dir(&dir) {
+            // Whoever made it was killed before there was a plan in it, and so a replay.
+            Err(error)
+                if error.kind() == io::ErrorKind::AlreadyExists
+                    && !dir.join("plan.json").exists() => {}
+            made => made.map_err(|error| failed("create", &dir, error))?,
+        }
         let locked = lock(id, dir)?;
         locked.write_plan(plan)?;
         sync_dir(&parent)?;
         Ok(locked)
+    }
+
+    /// Returns whether there is a replay of this id.
+    pub fn has(&self, id: &ReplayId) -> bool {
+        self.dir(id).join("plan.json").exists()
     }
 
     /// Locks a replay, so that no other process runs it meanwhile.

@@ -281,7 +281,7 @@ impl Survey {
 }
 
 /// Returns what a footer tells of its events.
-pub(crate) fn bounds(summary: &SegmentSummary) -> Bounds<'_> {
+pub fn bounds(summary: &SegmentSummary) -> Bounds<'_> {
     Bounds {
         place: Some(Place { stream: &summary.stream, first: summary.first, last: summary.last }),
         time: Some((summary.time_min, summary.time_max)),

@@ -7,8 +7,10 @@ use std::fs;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use dacapo_bus::broker::{Node, Queue, Setting, Topology};
+use dacapo_engine::backfill::{self, Happened};
 use dacapo_engine::blast::{Approval, ApprovedBy, BlastRadius, Reached, ReachedQueue};
 use dacapo_engine::journal::{Counts, Journal, Phase};
+use dacapo_engine::merge::Positions;
 use dacapo_engine::plan::{Plan, PlannedSegment};
 use dacapo_engine::plan_json;
 use dacapo_engine::preflight::{
@@ -190,16 +192,17 @@ fn reject_files_are_refused_or_name_events() {
     assert!(read.into_inner() > 20, "mutations come past the checksum");
 }
 
+/// Gives each line the checksum that it should have, where it has one.
+fn mend(journal: &mut Vec<u8>) {
+    let lines = journal.split(|byte| *byte == b'\n').map(|line| match line.get(9..) {
+        Some(json) => [format!("{:08x} ", crc32fast::hash(json)).as_bytes(), json].concat(),
+        None => line.to_vec(),
+    });
+    *journal = lines.collect::<Vec<_>>().join(&b'\n');
+}
+
 #[test]
 fn journals_are_believed_up_to_what_is_torn() {
-    /// Gives each line the checksum that it should have, where it has one.
-    fn mend(journal: &mut Vec<u8>) {
-        let lines = journal.split(|byte| *byte == b'\n').map(|line| match line.get(9..) {
-            Some(json) => [format!("{:08x} ", crc32fast::hash(json)).as_bytes(), json].concat(),
-            None => line.to_vec(),
-        });
-        *journal = lines.collect::<Vec<_>>().join(&b'\n');
-    }
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("journal");
     Attack::new(HERE, "journal", MEMORY).seeds([journal()]).mend(mend).slow(4).run(|bytes| {
@@ -208,6 +211,37 @@ fn journals_are_believed_up_to_what_is_torn() {
         if let (Ok(seen), Ok((_, standing))) = (seen, Journal::open(&path)) {
             // Compared as text: a count may be a number that is not one.
             assert_eq!(format!("{seen:?}"), format!("{standing:?}"));
+            let left = fs::read(&path).unwrap();
+            assert!(bytes.starts_with(&left), "only the torn end is cut off");
+        }
+    });
+}
+
+#[test]
+fn journals_of_backfills_are_believed_up_to_what_is_torn() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("journal");
+    let (mut journal, mut standing) = backfill::Journal::open(&path).unwrap();
+    let at = Timestamp::from_secs(1_700_000_000);
+    let ends: Positions = [("shop".parse().unwrap(), 7)].into();
+    for happened in [
+        Happened::Began(at),
+        Happened::Prepared,
+        Happened::Near(at, ends.clone()),
+        Happened::FirstAnswered(ends.clone()),
+        Happened::Bound,
+        Happened::SecondAnswered(ends),
+        Happened::Marked,
+    ] {
+        standing.apply(happened);
+        journal.write(&standing).unwrap();
+    }
+    let seed = fs::read(&path).unwrap();
+    Attack::new(HERE, "backfill", MEMORY).seeds([seed]).mend(mend).slow(4).run(|bytes| {
+        fs::write(&path, bytes).unwrap();
+        let seen = backfill::Journal::read(&path);
+        if let (Ok(seen), Ok((_, standing))) = (seen, backfill::Journal::open(&path)) {
+            assert_eq!(seen, standing);
             let left = fs::read(&path).unwrap();
             assert!(bytes.starts_with(&left), "only the torn end is cut off");
         }

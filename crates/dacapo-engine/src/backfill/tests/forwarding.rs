@@ -1,0 +1,220 @@
+//! Passing on what is held, over the bus in memory.
+
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+
+use dacapo_bus::memory::{ExchangeKind, MemoryBus, MemorySubscription, QueueOptions};
+use dacapo_bus::{Connect, Source};
+use dacapo_event::{Clock, Event, Message, Properties, ShortStr};
+use dacapo_filter::Selection;
+use dacapo_republish::{Config, Control, Progress};
+use tokio::sync::watch;
+
+use super::*;
+use crate::backfill::held::{Ended, Forwarder, Holding, Until};
+use crate::backfill::standing::Past;
+use crate::merge::Positions;
+use crate::survey::Depth;
+use crate::testing::{Archive, clock, event};
+use dacapo_event::MemoryBudget;
+
+const PREFETCH: NonZeroUsize = NonZeroUsize::new(20).unwrap();
+
+/// A holding queue and a target queue.
+struct Stage {
+    bus: MemoryBus,
+    dir: tempfile::TempDir,
+    standing: Standing,
+    remembered: Remembered,
+}
+
+impl Stage {
+    fn new(stage: super::Stage) -> Self {
+        let bus = MemoryBus::new();
+        bus.declare_exchange("shop", ExchangeKind::Topic).unwrap();
+        for queue in ["holding", "loyalty"] {
+            bus.declare_queue(queue, QueueOptions::default());
+        }
+        bus.bind("holding", "shop", &ShortStr::from_static("#")).unwrap();
+        Stage {
+            bus,
+            dir: tempdir().unwrap(),
+            standing: Standing { stage, ..Standing::default() },
+            remembered: Remembered::default(),
+        }
+    }
+
+    fn publish(&self, numbers: std::ops::Range<u64>) {
+        numbers.for_each(|n| drop(self.bus.publish(live(n)).unwrap()));
+    }
+
+    fn mark(&self, mark: Mark) {
+        let mark = mark_message(&id(), mark, ShortStr::from_static("holding"));
+        self.bus.publish(mark).unwrap();
+    }
+
+    fn subscription(&self) -> MemorySubscription {
+        self.bus.subscription("holding", QueueOptions::default(), Vec::new(), PREFETCH)
+    }
+
+    async fn forward(&mut self, until: Until, control: Control) -> Result<Ended, EngineError> {
+        let target = self.bus.to_queue("loyalty", "own");
+        self.forward_to(&target, until, control).await
+    }
+
+    async fn forward_to(
+        &mut self,
+        target: &dyn Connect,
+        until: Until,
+        control: Control,
+    ) -> Result<Ended, EngineError> {
+        let (source, id) = (self.subscription(), id());
+        let forwarder = Forwarder {
+            id: &id,
+            source: &source,
+            target,
+            rules: &AttributeRules::default(),
+            remembered: &self.remembered,
+            priority: Priority::Neutralise,
+            config: Config::default(),
+            clock: clock as Clock,
+        };
+        let (mut journal, _) = Journal::open(&self.dir.path().join("journal")).unwrap();
+        let (_keep, control) = watch::channel(control);
+        let (progress, _) = watch::channel(Progress::default());
+        let (holding, _) = watch::channel(Holding::default());
+        let standing = &mut self.standing;
+        forwarder.run(until, standing, &mut journal, control, &progress, &holding).await
+    }
+
+    /// Returns the ids that the target queue has.
+    async fn arrived(&self) -> Vec<String> {
+        let depth = self.bus.depth("loyalty").unwrap() as usize;
+        let mut source = self.bus.consume("loyalty", NonZeroUsize::MAX).unwrap();
+        let mut ids = Vec::new();
+        for _ in 0..depth {
+            let message = source.next().await.unwrap().unwrap().message;
+            assert!(message.properties.header("x-dacapo-replay").is_some());
+            ids.push(message.properties.message_id.unwrap_or_default().to_string());
+        }
+        ids
+    }
+}
+
+fn live(n: u64) -> Message {
+    let id = ShortStr::try_from(format!("e-{n}")).unwrap();
+    let properties = Properties { message_id: Some(id), ..Properties::default() };
+    Message { properties, ..event(n, at(n)).message }
+}
+
+fn ids(numbers: impl IntoIterator<Item = u64>) -> Vec<String> {
+    numbers.into_iter().map(|n| format!("e-{n}")).collect()
+}
+
+/// History with these events, all of them between the barriers.
+async fn remembered(events: Vec<Event>) -> Remembered {
+    let archive = Archive::of(vec![events], 4).await;
+    let plan = archive.plan(SelectionSpec::default(), Depth::Index).await;
+    let all = Selection::compile(SelectionSpec::default()).unwrap();
+    let store = Arc::clone(&archive.store);
+    remember(store, &plan, all, MemoryBudget::DEFAULT, |_| {}).await.unwrap()
+}
+
+fn archived(n: u64) -> Event {
+    Event { message: live(n), ..event(n, at(n)) }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_history_has_is_dropped_before_its_mark_and_kept_after_it() {
+    let mut stage = Stage::new(super::Stage::Held);
+    let without_id = Event { id: "s0:3".to_owned(), ..archived(9) };
+    stage.remembered = remembered(vec![archived(0), archived(1), without_id]).await;
+    assert_eq!((stage.remembered.events, stage.remembered.not_remembered), (3, 1));
+    stage.publish(0..4);
+    stage.publish(9..10);
+    stage.mark(Mark::History);
+    stage.publish(1..2);
+    let ended = stage.forward(Until::LittleHeld, Control::Run).await.unwrap();
+    assert_eq!((ended, stage.standing.past), (Ended::Done, Past::History));
+    assert_eq!(stage.arrived().await, ids([2, 3, 9, 1]));
+    let counts = stage.standing.counts;
+    assert_eq!((counts.dropped, counts.forwarded, counts.possible_repeats()), (2, 4, 0));
+    assert_eq!((stage.bus.depth("holding"), stage.bus.unacked("holding")), (Some(0), Some(0)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_came_live_is_dropped_and_what_may_have_is_counted() {
+    let mut stage = Stage::new(super::Stage::Draining);
+    stage.standing.past = Past::History;
+    stage.publish(0..3);
+    stage.mark(Mark::Open);
+    stage.publish(3..5);
+    stage.mark(Mark::Open);
+    stage.publish(5..6);
+    stage.mark(Mark::Close);
+    stage.publish(6..9);
+    let ended = stage.forward(Until::Closed, Control::Run).await.unwrap();
+    assert_eq!((ended, stage.standing.past), (Ended::Done, Past::Closed));
+    assert_eq!(stage.arrived().await, ids(0..6));
+    let counts = stage.standing.counts;
+    assert_eq!((counts.live_as_well, counts.reordered, counts.came_live), (3, 6, 3));
+    assert_eq!(stage.bus.depth("holding"), Some(0));
+}
+
+/// Nothing but marks and repeats, and more than the prefetch: they are acked without any confirm.
+#[tokio::test(start_paused = true)]
+async fn a_long_run_of_repeats_does_not_stand_still() {
+    let mut stage = Stage::new(super::Stage::Held);
+    stage.remembered = remembered((0..100).map(archived).collect()).await;
+    stage.publish(0..100);
+    stage.mark(Mark::History);
+    assert_eq!(stage.forward(Until::LittleHeld, Control::Run).await.unwrap(), Ended::Done);
+    assert_eq!((stage.standing.counts.dropped, stage.arrived().await.len()), (100, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refusal_stops_and_what_was_not_passed_on_is_still_held() {
+    let mut stage = Stage::new(super::Stage::Held);
+    stage.publish(0..3);
+    stage.mark(Mark::History);
+    let nowhere = stage.bus.to_exchange("shop", dacapo_bus::memory::RoutingKey::Original);
+    stage.bus.delete_exchange("shop");
+    stage.bus.declare_exchange("shop", ExchangeKind::Topic).unwrap();
+    let error = stage.forward_to(&nowhere, Until::LittleHeld, Control::Run).await.unwrap_err();
+    let words = error.to_string();
+    assert!(words.contains("e-0") && words.contains("dacapo backfill resume"), "{words}");
+    assert_eq!(stage.bus.depth("holding"), Some(4), "given back, the mark among them");
+    assert_eq!(stage.forward(Until::LittleHeld, Control::Run).await.unwrap(), Ended::Done);
+    assert_eq!(stage.arrived().await, ids(0..3));
+    // They had been delivered before, so they count as possible repeats.
+    assert_eq!(stage.standing.counts.passed_again, 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn told_to_stop_it_goes_on_where_it_was() {
+    let mut stage = Stage::new(super::Stage::Held);
+    stage.publish(0..50);
+    stage.mark(Mark::History);
+    assert_eq!(stage.forward(Until::LittleHeld, Control::Stop).await.unwrap(), Ended::Interrupted);
+    assert_eq!(stage.forward(Until::LittleHeld, Control::Run).await.unwrap(), Ended::Done);
+    let arrived = stage.arrived().await;
+    let distinct: std::collections::BTreeSet<_> = arrived.iter().collect();
+    assert_eq!(distinct.len(), 50);
+    assert!((arrived.len() - 50) as u64 <= stage.standing.counts.possible_repeats());
+}
+
+#[test]
+fn runs_of_streams_are_those_after_the_first_barrier() {
+    let mut standing = Standing::default();
+    let ends = |pairs: &[(&str, u64)]| -> Positions { positions(pairs) };
+    standing.apply(Happened::Near(at(0), ends(&[("a", 5), ("import", 7)])));
+    standing.apply(Happened::FirstAnswered(ends(&[("a", 8)])));
+    standing.positions = ends(&[("a", 12), ("import", 9), ("new", 2)]);
+    let between: Vec<_> = standing
+        .between_barriers()
+        .into_iter()
+        .map(|range| (range.stream.to_string(), range.after, range.until))
+        .collect();
+    let expected = [("a", 8, 12), ("import", 7, 9), ("new", 0, 2)];
+    assert_eq!(between, expected.map(|(stream, after, until)| (stream.to_owned(), after, until)));
+}
