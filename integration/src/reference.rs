@@ -10,6 +10,10 @@ use std::net::TcpStream;
 
 use anyhow::{Context, Result, bail, ensure};
 
+mod steady;
+
+pub use steady::{publish_steadily, take_bodies};
+
 /// Messages in one write, and deliveries for one ack.
 const BATCH: u64 = 64;
 
@@ -130,6 +134,17 @@ fn publish_all(
 /// # Errors
 /// The broker cannot be reached, or refuses something.
 pub fn consume(url: &str, queue: &str, events: u64) -> Result<()> {
+    let mut connection = consumer(url, queue)?;
+    for taken in 1..=events {
+        let (method, arguments) = connection.method()?;
+        ensure!(method == DELIVER, "the broker sent {method:?} for a delivery");
+        connection.ack(&arguments, taken, events)?;
+    }
+    Ok(())
+}
+
+/// Returns a connection on which a queue is consumed.
+fn consumer(url: &str, queue: &str) -> Result<Connection> {
     let mut connection = Connection::open(url)?;
     let mut prefetch = vec![0; 4];
     prefetch.extend_from_slice(&u16::try_from(WINDOW)?.to_be_bytes());
@@ -140,19 +155,7 @@ pub fn consume(url: &str, queue: &str, events: u64) -> Result<()> {
     short_string(&mut arguments, "reference")?;
     arguments.extend_from_slice(&[0; 5]);
     connection.ask(1, CONSUME, &arguments, CONSUME_OK)?;
-    for taken in 1..=events {
-        let (method, arguments) = connection.method()?;
-        ensure!(method == DELIVER, "the broker sent {method:?} for a delivery");
-        let tag = 1 + usize::from(arguments[0]);
-        let tag = &arguments[tag..tag + 8];
-        if taken % BATCH == 0 || taken == events {
-            let mut ack = tag.to_vec();
-            // This one and all before it.
-            ack.push(1);
-            connection.say(1, ACK, &ack)?;
-        }
-    }
-    Ok(())
+    Ok(connection)
 }
 
 /// The headers of a replayed event, and how long their values are.
@@ -181,6 +184,16 @@ impl<'a> Route<'a> {
 
 /// Returns the frames of one publish.
 fn message(route: Route<'_>, body: &[u8], headers: &[(&str, usize)]) -> Result<Vec<u8>> {
+    message_with_id(route, &"0".repeat(32), body, headers)
+}
+
+/// Returns the frames of one publish of a message with this id.
+fn message_with_id(
+    route: Route<'_>,
+    id: &str,
+    body: &[u8],
+    headers: &[(&str, usize)],
+) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     let mut publish = vec![0; 2];
     short_string(&mut publish, route.exchange)?;
@@ -202,7 +215,7 @@ fn message(route: Route<'_>, body: &[u8], headers: &[(&str, usize)]) -> Result<V
     }
     long_string(&mut header, &table)?;
     header.push(PERSISTENT);
-    short_string(&mut header, &"0".repeat(32))?;
+    short_string(&mut header, id)?;
     short_string(&mut header, "order.placed")?;
     frame(&mut bytes, HEADER, 1, &header);
 
@@ -269,6 +282,18 @@ impl Connection {
         self.expect(answer)
     }
 
+    /// Acks a delivery and all before it, if it ends a batch or is the last of `events`.
+    fn ack(&mut self, delivery: &[u8], taken: u64, events: u64) -> Result<()> {
+        if !taken.is_multiple_of(BATCH) && taken != events {
+            return Ok(());
+        }
+        let tag = 1 + usize::from(delivery[0]);
+        let mut ack = delivery[tag..tag + 8].to_vec();
+        // This one and all before it.
+        ack.push(1);
+        self.say(1, ACK, &ack)
+    }
+
     fn expect(&mut self, expected: Method) -> Result<()> {
         let (method, arguments) = self.method()?;
         if method != expected {
@@ -281,16 +306,21 @@ impl Connection {
     /// Returns the next method and its arguments; passes over headers and bodies.
     fn method(&mut self) -> Result<(Method, Vec<u8>)> {
         loop {
-            let head = self.take(7)?;
-            let size = u32::from_be_bytes(self.bytes[head + 3..head + 7].try_into()?) as usize;
-            let kind = self.bytes[head];
-            let payload = self.take(size + 1)?;
+            let (kind, payload) = self.frame()?;
             if kind == METHOD {
-                let payload = &self.bytes[payload..payload + size];
                 let number = |at: usize| u16::from_be_bytes([payload[at], payload[at + 1]]);
                 return Ok(((number(0), number(2)), payload[4..].to_vec()));
             }
         }
+    }
+
+    /// Returns the type and the payload of the next frame.
+    fn frame(&mut self) -> Result<(u8, Vec<u8>)> {
+        let head = self.take(7)?;
+        let size = u32::from_be_bytes(self.bytes[head + 3..head + 7].try_into()?) as usize;
+        let kind = self.bytes[head];
+        let payload = self.take(size + 1)?;
+        Ok((kind, self.bytes[payload..payload + size].to_vec()))
     }
 
     /// Takes so many bytes, and returns where they are.

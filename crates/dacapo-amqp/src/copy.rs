@@ -13,7 +13,6 @@ use lapin::options::{
 };
 use lapin::types::{
     AMQPValue, ByteArray, DecimalValue, FieldArray, FieldTable as AmqpTable, LongString,
-    ShortString,
 };
 use lapin::{Channel, ExchangeKind};
 

@@ -32,7 +32,7 @@ pub enum Found {
 /// # Errors
 /// No connection, or no permission.
 pub async fn ensure_queue(broker: &Broker, queue: &str) -> Result<Found, BusError> {
-    if queue_depth(broker, queue).await?.is_some() {
+    if queue_state(broker, queue).await?.is_some() {
         return Ok(Found::There);
     }
     let mut arguments = FieldTable::default();
@@ -41,29 +41,6 @@ pub async fn ensure_queue(broker: &Broker, queue: &str) -> Result<Found, BusErro
     let declared = declare(&session, queue, arguments).await;
     session.close().await;
     declared.map(|()| Found::Made)
-}
-
-/// Returns how many messages wait in a queue, without those delivered and not acked; nothing if it is
-/// not there.
-///
-/// # Errors
-/// No connection, or the virtual host refused.
-pub async fn queue_depth(broker: &Broker, queue: &str) -> Result<Option<u64>, BusError> {
-    let session = broker.connect().await?;
-    let asked = async {
-        let channel = session.channel().await?;
-        let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
-        let name = name_of(queue, &session.peer)?;
-        let asking = channel.queue_declare(name, passive, FieldTable::default());
-        session.ask(Doing::Declaring, asking).await
-    };
-    let asked = asked.await;
-    session.close().await;
-    match asked {
-        Ok(queue) => Ok(Some(u64::from(queue.message_count()))),
-        Err(BusError::NotFound { .. }) => Ok(None),
-        Err(error) => Err(error),
-    }
 }
 
 /// Declares a holding queue and its parking queue: like an archiver's, so that neither an expiration

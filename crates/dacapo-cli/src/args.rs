@@ -2,6 +2,7 @@
 //! sees it.
 
 mod archive;
+mod backfill;
 mod drill;
 mod emit;
 mod pace;
@@ -23,6 +24,7 @@ use crate::exit::Failure;
 pub use archive::{
     CompactArgs, DefinitionsArgs, FieldArgs, ImportArgs, LsArgs, RepairArgs, RunArgs, VerifyArgs,
 };
+pub use backfill::{BackfillArgs, BackfillChangeArgs, BackfillCommand, BackfillRunningArgs};
 pub use drill::{DrillArgs, DrillCommand, DrillVerifyArgs, Rehearsed};
 pub use emit::EmitArgs;
 pub use pace::{PaceArgs, parse_bytes};
@@ -45,8 +47,8 @@ Exit status:
   4  the archive is damaged, or changed since the plan was made
   5  the target refused: no such queue, no permission, wrong password, unroutable; or events that
      were passed over
-  6  interrupted; `dacapo replay resume ID` goes on
-  7  busy: another process has the index or runs this replay
+  6  interrupted; `dacapo replay resume ID` (or `backfill resume ID`) goes on
+  7  busy: another process has the index or runs this replay or backfill
   8  unavailable: the store or the broker does not answer; try again
   9  the input of an import, of emit or of `drill verify` is not what it should be
  10  a drill missed a target: its report says which";
@@ -172,6 +174,11 @@ pub enum Command {
     /// List, show, pause, resume and cancel replays
     #[command(subcommand)]
     Replays(ReplaysCommand),
+    /// Give a new service all history and then the live stream, with nothing missing in between
+    ///
+    /// It can be killed at any instant and resumed, and may run for days. For example: dacapo backfill
+    /// --queue loyalty --bind shop='order.#' --from 2026-01-01
+    Backfill(Box<BackfillArgs>),
     /// Rehearse a restore somewhere else, measure it, and leave a signed report
     ///
     /// Makes an isolated virtual host (or takes one), replays there, waits until the service under test

@@ -1,6 +1,7 @@
 //! One module a command: opens parts, plugs them together, reports.
 
 mod archive;
+mod backfill;
 mod blast;
 mod demo;
 mod drill;
@@ -32,6 +33,7 @@ pub async fn run(command: Command, settings: &Settings, output: &Output) -> anyh
         Command::Plan(args) => plan::run(&args, settings, output).await,
         Command::Replay(args) => replay::run(&args, settings, output).await,
         Command::Replays(command) => replays::run(&command, settings, output).await,
+        Command::Backfill(args) => backfill::run(&args, settings, output).await,
         Command::Drill(args) => drill::run(&args, settings, output).await,
         Command::Emit(args) => emit::run(&args, settings, output).await,
         Command::Completions { shell } => {

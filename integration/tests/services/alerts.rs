@@ -90,6 +90,19 @@ impl Watched {
     }
 }
 
+/// Returns a backfill that holds: it knows how far behind it is.
+fn watched_backfill(platform: &Platform) -> Watched {
+    let queue = services::unique("watched");
+    let mut args = vec!["backfill", "--queue", &queue, "--bind", &platform.exchange];
+    args.extend(["--archiver-queue", &platform.archive_queue]);
+    args.extend(["--metrics", "127.0.0.1:0", "--log", "info"]);
+    let running = platform.dacapo.spawn(args);
+    let line = running.wait_for_line("serving /metrics and /health", DEADLINE);
+    let (_, address) = line.rsplit_once("address=").expect("it is a field of the line");
+    running.wait_for_line("live events are held", DEADLINE);
+    Watched { address: address.trim().to_owned(), running }
+}
+
 /// Returns the names of the metrics that an address serves, each with its type.
 fn served(address: &str) -> BTreeMap<String, String> {
     let (_, text) = get(address, "/metrics");
@@ -195,10 +208,15 @@ fn every_metric_is_documented_and_every_rule_asks_for_one_that_is_there() {
     let up = || Ok((prometheus.query("up == 1")?.len() == jobs.len()).then_some(()));
     wait::until("all are scraped", DEADLINE, up).unwrap();
 
+    let backfill = watched_backfill(&platform);
     let mut metrics = served(archiver.address());
     metrics.extend(served(&replay.address));
     metrics.extend(served(&drill.address));
     assert_eq!(get(&drill.address, "/health").0, 503, "it could not begin");
+    metrics.extend(served(&backfill.address));
+    backfill.running.signal(Signal::Interrupt).unwrap();
+    backfill.running.wait(DEADLINE).check(6);
+    platform.dacapo.run(["backfill", "cancel", "20"]).check(0);
     assert_eq!(metrics, documented(), "/metrics and the table in docs/operations.md");
 
     let expressions = evaluated(&prometheus);

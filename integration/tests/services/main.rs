@@ -9,6 +9,7 @@ mod amqp_sink;
 mod amqp_source;
 mod archive_readers;
 mod archiver;
+mod backfilling;
 mod bad_input;
 mod blast_radius;
 mod broker_disk;

@@ -23,7 +23,7 @@ pub struct PreflightArgs {
 }
 
 /// Names and explains all checks in `--help`.
-fn checks() -> impl TypedValueParser<Value = Check> {
+pub fn checks() -> impl TypedValueParser<Value = Check> {
     let named = |check: Check| PossibleValue::new(check.as_str()).help(check.finds());
     PossibleValuesParser::new(Check::ALL.map(named))
         .map(|name| name.parse().expect("only the names of checks are possible"))

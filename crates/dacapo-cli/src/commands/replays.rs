@@ -1,9 +1,10 @@
 //! `dacapo replays`: what other terminals and yesterday did.
 
 use dacapo_engine::journal::{Journal, Phase, Standing};
+use dacapo_engine::plan::Plan;
 use dacapo_engine::receipt::Receipt;
 use dacapo_engine::rejects::RejectFile;
-use dacapo_engine::state::{Control, ReplayId, State};
+use dacapo_engine::state::{Control, Locked, ReplayId, State};
 use dacapo_engine::{EngineError, plan_json};
 use serde_json::{Value, json};
 
@@ -174,32 +175,63 @@ async fn cancel(
         Err(error) => return Err(error.into()),
     };
     let planned = state.plan(&id)?;
-    let (mut journal, standing) = Journal::open(&state.journal_path(&id))?;
+    let (journal, standing) = Journal::open(&state.journal_path(&id))?;
     if !standing.phase.is_resumable() {
         let state = standing.phase.as_str().to_owned();
         let hint = "it has ended already".to_owned();
         return Err(EngineError::WrongState { id: id.to_string(), state, hint }.into());
     }
+    let receipt = end(state, &locked, &planned, journal, standing, settings, output).await?;
+    output.result(&receipt.to_json(), || replay::text(&receipt))?;
+    Ok(Exit::Success)
+}
+
+/// Ends a replay for good that nobody runs, if it has not ended.
+pub async fn end_unless_ended(
+    state: &State,
+    id: &ReplayId,
+    settings: &Settings,
+    output: &Output,
+) -> anyhow::Result<()> {
+    let locked = state.lock(id.clone())?;
+    let planned = state.plan(id)?;
+    let (journal, standing) = Journal::open(&state.journal_path(id))?;
+    if standing.phase.is_resumable() {
+        end(state, &locked, &planned, journal, standing, settings, output).await?;
+    }
+    Ok(())
+}
+
+/// Ends a replay for good: its journal, its receipt, and what it declared.
+async fn end(
+    state: &State,
+    locked: &Locked,
+    planned: &Plan,
+    mut journal: Journal,
+    standing: Standing,
+    settings: &Settings,
+    output: &Output,
+) -> anyhow::Result<Receipt> {
+    let id = &locked.id;
     journal.ended(settings.now(), Phase::Cancelled, &standing.counts, &standing.positions)?;
     let refusal = match standing.at_reject {
         true => {
-            state.receipt(&id)?.and_then(|written| Some(written["refusal"].as_str()?.to_owned()))
+            state.receipt(id)?.and_then(|written| Some(written["refusal"].as_str()?.to_owned()))
         }
         false => {
             // A run that was killed may have recorded what no checkpoint has passed.
-            if let Err(error) = RejectFile::open(&state.rejects_path(&id), &standing) {
+            if let Err(error) = RejectFile::open(&state.rejects_path(id), &standing) {
                 output.talk(&format!("note: {error}"));
             }
             None
         }
     };
     let standing = Standing { phase: Phase::Cancelled, ..standing };
-    let receipt =
-        Receipt { refusal, ..Receipt::new(state, locked.id.clone(), &planned, &standing) };
-    state.write_receipt(&id, &receipt.to_json())?;
+    let receipt = Receipt { refusal, ..Receipt::new(state, id.clone(), planned, &standing) };
+    state.write_receipt(id, &receipt.to_json())?;
     if planned.request.target.is_bus() {
         let existing = dacapo_bus::file::Existing::Continue;
-        let removed = match target::connect(&planned.request.target, &id, existing, settings) {
+        let removed = match target::connect(&planned.request.target, id, existing, settings) {
             Ok(connect) => connect.dismantle().await.map_err(Into::into),
             Err(error) => Err(error),
         };
@@ -210,6 +242,5 @@ async fn cancel(
             output.talk(&left);
         }
     }
-    output.result(&receipt.to_json(), || replay::text(&receipt))?;
-    Ok(Exit::Success)
+    Ok(receipt)
 }

@@ -109,6 +109,17 @@ fn each_command_works_with_its_policy_and_with_no_action_less() {
     assert_eq!(reading.run(["events", "--json"]).ndjson().len(), 2);
     check_refused(&import(&reading, "more"), "reader");
 
+    // A backfill reads; its archiver writes the answers to its barriers.
+    let archiver = platform.start_archiver(&[]);
+    let queue = services::unique("backfilled");
+    let mut backfill = vec!["backfill", "--queue", &queue, "--bind", &platform.exchange];
+    backfill.extend(["--archiver-queue", &platform.archive_queue]);
+    let amqp = services::amqp();
+    backfill.extend(["--amqp", &amqp]);
+    reading.run(backfill).check(0);
+    platform.ask(json!({ "op": "delete_queue", "queue": queue }));
+    archiver.stop();
+
     for (user, _) in readers {
         let less = installation(&server, &user);
         let outputs: Vec<Output> = READING.iter().map(|command| less.run(*command)).collect();
