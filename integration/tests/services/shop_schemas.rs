@@ -5,9 +5,20 @@ use std::path::PathBuf;
 
 use dacapo_event::envelope::Envelope;
 use dacapo_integration::environment;
+use prost::Message as _;
 use serde_json::{Value, json};
 
+use released::shop::envelope::v1::Envelope as ShopEnvelope;
+use released::shop::envelope::v1::payload::Action;
+
 use super::platform::Platform;
+
+/// The code of a release, as a service would have it.
+mod released {
+    #![expect(unreachable_pub, reason = "it is generated")]
+
+    include!("../../../schemas/releases/1/rust/mod.rs");
+}
 
 const ENVELOPE: &str = "shop.envelope.v1.Envelope";
 
@@ -65,12 +76,19 @@ fn where_reaches_into_the_payload_of_an_envelope_through_the_released_descriptor
     let taken = queue.take(1);
     let hex = taken[0]["body"]["hex"].as_str().map(unhex);
     let body = hex.or_else(|| taken[0]["body"].as_str().map(|text| text.as_bytes().to_vec()));
-    let event = Envelope::decode(&body.unwrap()).unwrap();
+    let body = body.unwrap();
+    let event = Envelope::decode(&body).unwrap();
     assert_eq!(
         (event.id.as_str(), event.kind.as_str(), event.key.as_str()),
         ("e-1", "order.placed", "o-1")
     );
-    assert!(!event.payload.is_empty());
+    let plain = released::dacapo::envelope::v1::Envelope::decode(body.as_slice()).unwrap();
+    assert_eq!((plain.id, plain.payload), (event.id, event.payload.to_vec()));
+    // And so does the code of the release, all of it, as a service of the shop would.
+    let action = ShopEnvelope::decode(body.as_slice()).unwrap().payload.unwrap().action;
+    let Some(Action::OrderPlaced(placed)) = action else { panic!("{action:?}") };
+    assert_eq!((placed.order.as_str(), placed.total), ("o-1", 12_050));
+    assert_eq!(placed.channel(), released::shop::order::v1::Channel::Web);
 
     let set = released();
     let select = |expression: &str| -> Vec<String> {
