@@ -11,7 +11,7 @@ use crate::connect::Session;
 use crate::error::Doing;
 use crate::target::name_of;
 use crate::topology::{self, Binding, look_up_exchange};
-use crate::{Broker, temporary};
+use crate::{Broker, queue_state, temporary};
 
 /// Argument of a holding queue, by which it is told from an archiver's; RabbitMQ keeps arguments
 /// that it does not know, and passes over them.

@@ -41,9 +41,7 @@ pub use copy::{
     BindTo, Copied, CopiedBinding, CopiedExchange, CopiedQueue, Made, Place, QueueState,
     declare_copy, declare_witness, queue_state,
 };
-pub use holding::{
-    Found, bind, declare_holding, ensure_queue, queue_depth, remove_holding, unbind,
-};
+pub use holding::{Found, bind, declare_holding, ensure_queue, remove_holding, unbind};
 pub use inspect::{Objections, TargetFacts, backfill_objections, cluster, inspect, objections};
 pub use sink::AmqpConnect;
 pub use source::{AmqpQueue, AmqpSubscribe};

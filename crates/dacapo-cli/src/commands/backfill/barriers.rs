@@ -133,7 +133,8 @@ impl Run<'_> {
             let broker = settings.broker("dacapo backfill")?;
             let mut depths = Vec::new();
             for asked in silent {
-                depths.push(dacapo_amqp::queue_depth(&broker, asked.queue).await?.unwrap_or(0));
+                let state = dacapo_amqp::queue_state(&broker, asked.queue).await?;
+                depths.push(state.map_or(0, |state| state.ready));
             }
             Ok(depths)
         })

@@ -210,7 +210,7 @@ async fn archivers(
     };
     let broker = settings.broker("dacapo backfill")?;
     for queue in &queues {
-        if dacapo_amqp::queue_depth(&broker, queue).await?.is_none() {
+        if dacapo_amqp::queue_state(&broker, queue).await?.is_none() {
             let problem = format!(
                 "queue `{queue}` of an archiver does not exist; start the archiver (`dacapo archive run`), \
                  or name its queue (--archiver-queue)"

@@ -70,7 +70,7 @@ pub async fn pause(delay: Duration, control: &watch::Receiver<Control>) -> Contr
 
 /// Asks for the target queue, so that a wrong address is told at once.
 pub async fn probe(description: &Description, settings: &Settings) -> anyhow::Result<()> {
-    dacapo_amqp::queue_depth(&settings.broker("dacapo backfill")?, description.queue()).await?;
+    dacapo_amqp::queue_state(&settings.broker("dacapo backfill")?, description.queue()).await?;
     Ok(())
 }
 

@@ -192,7 +192,9 @@ impl Run<'_> {
         loop {
             let depth = async {
                 let broker = self.parts.settings.broker("dacapo backfill")?;
-                anyhow::Ok(dacapo_amqp::queue_depth(&broker, &holding).await?)
+                anyhow::Ok(
+                    dacapo_amqp::queue_state(&broker, &holding).await?.map(|state| state.ready),
+                )
             };
             match depth.await {
                 Ok(depth) => self.telling.holds(depth.unwrap_or(0)),

@@ -101,7 +101,7 @@ pub async fn cancel(
         // First, so that whatever fails here can be done again.
         let broker = settings.broker("dacapo backfill")?;
         let holding = locked.id.holding_queue(queue);
-        held = dacapo_amqp::queue_depth(&broker, &holding).await?.unwrap_or(0);
+        held = dacapo_amqp::queue_state(&broker, &holding).await?.map_or(0, |state| state.ready);
         let exchange = locked.id.exchange();
         dacapo_amqp::remove_holding(&broker, &holding, &exchange).await?;
     }
