@@ -2,7 +2,7 @@
 //! that meet their targets and drills that miss each, and what is left of them.
 
 mod report;
-mod stage;
+pub(crate) mod stage;
 
 use dacapo_integration::process::Signal;
 use dacapo_integration::wait;

@@ -14,6 +14,7 @@ use regex::Regex;
 use serde_json::json;
 
 use super::consumer::service::{ENVELOPED, Service, history, settled};
+use super::drilling::stage::Stage;
 use super::fixtures::shop;
 use super::platform::{DEADLINE, Platform, ids, messages};
 use super::services;
@@ -22,8 +23,10 @@ use super::witness::Queue;
 const DOCUMENT: &str = "docs/runbooks.md";
 
 /// Each has a test below.
-const RUNBOOKS: [&str; 4] = [
+const RUNBOOKS: [&str; 6] = [
     "We lost the orders database",
+    "A new service needs all history",
+    "The quarterly drill",
     "An event poisoned a service",
     "S3 was down for six hours",
     "The archive shows a gap",
@@ -233,6 +236,70 @@ fn we_lost_the_orders_database() {
     scripts.stop();
     assert_eq!(service.emitted().1, 0, "nobody has heard of it");
     archiver.stop();
+}
+
+#[test]
+fn a_new_service_needs_all_history() {
+    const ORDERS: usize = 12;
+    let Some(management) = services::management() else { return };
+    let folder = RunFolder::create().unwrap();
+    let seaweed = Seaweed::start(folder.path()).unwrap();
+    let platform = Platform::on(&services::amqp(), on_s3(&seaweed));
+    let mut flags = vec!["--roll-age", "200ms"];
+    flags.extend(ENVELOPED);
+    let archiver = platform.start_archiver(&flags);
+    let events = history(ORDERS);
+    let (old, new) = events.split_at(events.len() / 2);
+    platform.publish(old);
+    archiver.await_metric("events_total", old.len());
+    let service = Service::new(&platform);
+    let scripts = service.scripts();
+
+    let mut values = values(&platform.dacapo, service.queue());
+    values.extend([
+        ("DACAPO_MANAGEMENT", management),
+        ("EXCHANGE", platform.exchange.clone()),
+        ("ARCHIVER", archiver.address().to_owned()),
+        ("START", scripts.start_path()),
+    ]);
+    let book = Runbook::open("A new service needs all history", values)
+        .with("AWS_ENDPOINT_URL", &seaweed.endpoint())
+        .with("ORDERS_AMQP", &services::amqp());
+    book.finish();
+    // The queue is bound to live by now.
+    platform.publish(new);
+    let handled = || Ok((service.handled() == events.len()).then_some(()));
+    wait::until("every event is handled", DEADLINE, handled).unwrap();
+    scripts.stop();
+    archiver.stop();
+
+    let twin = Service::new(&platform);
+    twin.declare();
+    platform.publish(&events);
+    twin.drain();
+    assert_eq!(service.state(), twin.state());
+}
+
+#[test]
+fn the_quarterly_drill() {
+    let Some(stage) = Stage::new() else { return };
+    let dacapo = &stage.platform.dacapo;
+    let targets = "rto = '10m'\nrpo = '1h'";
+    let folder = dacapo.folder().display().to_string();
+    let definitions = format!("'{folder}/definitions.json'");
+    let description = stage.description(targets).replace("'definitions.json'", &definitions);
+    let description = dacapo.file("drill.toml", description);
+    let mut values = values(dacapo, "");
+    values.remove("QUEUE");
+    values.extend([
+        ("DACAPO_MANAGEMENT", services::management().unwrap()),
+        ("DRILL", description.display().to_string()),
+        ("KEYS", folder.clone()),
+        ("REPORTS", format!("{folder}/reports")),
+        ("WHO", "Ada, on call".to_owned()),
+    ]);
+    fs::remove_file(dacapo.folder().join("drill.key")).unwrap();
+    Runbook::open("The quarterly drill", values).finish();
 }
 
 #[test]

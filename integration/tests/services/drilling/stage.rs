@@ -20,8 +20,8 @@ pub(super) const EVENTS: usize = 5 * ORDERS;
 const SMALL_SEGMENTS: [&str; 2] = ["--roll-bytes", "4k"];
 
 /// A platform, and the names of a drill on it.
-pub(super) struct Stage {
-    pub(super) platform: Platform,
+pub(crate) struct Stage {
+    pub(crate) platform: Platform,
     /// The service's queue.
     pub(super) queue: String,
     /// A queue for what it emits.
@@ -38,7 +38,7 @@ pub(super) struct Drilled {
 
 impl Stage {
     /// Returns one, where the broker has a management plugin.
-    pub(super) fn new() -> Option<Self> {
+    pub(crate) fn new() -> Option<Self> {
         Stage::archived_with(&[])
     }
 
@@ -96,7 +96,7 @@ impl Stage {
     }
 
     /// Returns a description with these targets.
-    pub(super) fn description(&self, targets: &str) -> String {
+    pub(crate) fn description(&self, targets: &str) -> String {
         let (queue, exchange) = (&self.queue, &self.platform.exchange);
         let service = service::binary();
         let database = "${DACAPO_DRILL_FOLDER}/orders.sqlite";
