@@ -97,14 +97,13 @@ pub fn plan(request: Request, survey: Survey) -> Plan {
         survey.segments.iter().map(|surveyed| &surveyed.stream).collect();
     let gaps = survey.gaps.iter().filter(|gap| streams.contains(&gap.stream)).cloned().collect();
 
-    let (mut events, mut exact, mut times_exact) = (0, true, true);
+    let (mut events, mut exact) = (0, true);
     let (mut bytes, mut bytes_read, mut requests) = (0, 0, 0);
     let mut times: Option<(Timestamp, Timestamp)> = None;
     for surveyed in &survey.segments {
         let size = surveyed.size;
         events += surveyed.selected;
         exact &= surveyed.exact;
-        times_exact &= surveyed.times_exact;
         let share = surveyed.selected as f64 / surveyed.events as f64;
         bytes += (surveyed.body_bytes as f64 * share) as u64;
         bytes_read += (size as f64 * share.max(0.05)) as u64;
@@ -116,6 +115,12 @@ pub fn plan(request: Request, survey: Survey) -> Plan {
         let (earliest, latest) = times.unwrap_or((min, max));
         times = Some((earliest.min(min), latest.max(max)));
     }
+    // A bound of another segment that is no further out changes nothing.
+    let has = |end: fn((Timestamp, Timestamp)) -> Timestamp| {
+        let exact = survey.segments.iter().filter(|surveyed| surveyed.times_exact);
+        times.is_none_or(|times| exact.map(|it| end(it.times)).any(|at| at == end(times)))
+    };
+    let times_exact = has(|(first, _)| first) && has(|(_, last)| last);
     let seconds = seconds(&request, events, bytes, times);
     Plan {
         archive: survey.archive,

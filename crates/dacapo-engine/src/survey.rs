@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use dacapo_archive::store::{ObjectKey, Store};
 use dacapo_archive::{ColumnSet, SegmentSummary};
-use dacapo_event::{Digest, Sequence, StreamName, Timestamp};
+use dacapo_event::{Digest, Event, Sequence, StreamName, Timestamp};
 use dacapo_filter::{Bounds, Count, Place, Selection, TextFacts, Verdict};
 use futures::{StreamExt, TryStreamExt, stream};
 
@@ -165,6 +165,11 @@ pub async fn survey(
         }
     }
     drop(counted);
+    if depth == Depth::Exact {
+        for end in [End::First, End::Last] {
+            survey.settle(end, &store, selection).await?;
+        }
+    }
     let Whole { bytes, segments, gaps, end: _ } = whole;
     Ok(Survey { archive_bytes: bytes, archive_segments: segments, gaps, ..survey })
 }
@@ -215,28 +220,19 @@ impl Candidate {
         Some(Candidate { summary, count, times, times_exact })
     }
 
-    /// Reads what is not known exactly.
+    /// Reads what is not known exactly of the counts.
     async fn count(
         mut self,
         store: Arc<dyn Store>,
         selection: &Arc<Selection>,
     ) -> Result<Self, EngineError> {
-        let counted = self.count.exact && self.count.by_type_exact;
-        if counted && (self.times_exact || self.count.events == 0) {
+        if self.count.exact && self.count.by_type_exact {
             return Ok(self);
         }
         let SegmentSummary { key, size, digest, .. } = &self.summary;
         let wanted = SegmentToRead { key: key.clone(), size: *size, digest: *digest };
-        let scan = Scan::open(store, &wanted, Arc::clone(selection), 0, COUNT_BATCH_BYTES).await?;
-        let mut by_type: BTreeMap<String, u64> = BTreeMap::new();
-        let mut times: Option<(Timestamp, Timestamp)> = None;
-        let events = scan
-            .count(ColumnSet::NONE, |event| {
-                *by_type.entry(event.kind.clone()).or_default() += 1;
-                let (min, max) = times.unwrap_or((event.time, event.time));
-                times = Some((min.min(event.time), max.max(event.time)));
-            })
-            .await?;
+        let Found { by_type, times } = look(store, &wanted, selection).await?;
+        let events = by_type.values().sum();
         self.count = Count { events, exact: true, at_most: events, by_type, by_type_exact: true };
         self.times = times.unwrap_or(self.times);
         self.times_exact = true;
@@ -244,7 +240,95 @@ impl Candidate {
     }
 }
 
+/// What reading finds in a segment.
+struct Found {
+    by_type: BTreeMap<String, u64>,
+    /// Of the first and the last, if there is one.
+    times: Option<(Timestamp, Timestamp)>,
+}
+
+async fn look(
+    store: Arc<dyn Store>,
+    wanted: &SegmentToRead,
+    selection: &Arc<Selection>,
+) -> Result<Found, EngineError> {
+    let scan = Scan::open(store, wanted, Arc::clone(selection), 0, COUNT_BATCH_BYTES).await?;
+    let mut found = Found { by_type: BTreeMap::new(), times: None };
+    let each = |event: &Event| {
+        *found.by_type.entry(event.kind.clone()).or_default() += 1;
+        let (min, max) = found.times.unwrap_or((event.time, event.time));
+        found.times = Some((min.min(event.time), max.max(event.time)));
+    };
+    scan.count(ColumnSet::NONE, each).await?;
+    Ok(found)
+}
+
+/// The first or the last of the selected events by time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    First,
+    Last,
+}
+
+impl End {
+    fn of(self, (first, last): (Timestamp, Timestamp)) -> Timestamp {
+        match self {
+            End::First => first,
+            End::Last => last,
+        }
+    }
+
+    /// Returns whether no time within the one bound can be nearer to this end than the other time.
+    fn is_settled(self, bound: Timestamp, known: Timestamp) -> bool {
+        match self {
+            End::First => bound >= known,
+            End::Last => bound <= known,
+        }
+    }
+}
+
 impl Survey {
+    /// Reads segments until one of those that were read or are selected whole has the event at this
+    /// end, and no bound of another is beyond it: of a range of time mostly none, whatever the number
+    /// of segments.
+    async fn settle(
+        &mut self,
+        end: End,
+        store: &Arc<dyn Store>,
+        selection: &Arc<Selection>,
+    ) -> Result<(), EngineError> {
+        let segments = &mut self.segments;
+        let exact = segments.iter().filter(|segment| segment.times_exact);
+        let ends = exact.map(|segment| end.of(segment.times));
+        let mut known = match end {
+            End::First => ends.min(),
+            End::Last => ends.max(),
+        };
+        let mut open: Vec<_> = segments.iter_mut().filter(|segment| !segment.times_exact).collect();
+        open.sort_by_key(|segment| end.of(segment.times));
+        if end == End::Last {
+            open.reverse();
+        }
+        for segment in open {
+            if known.is_some_and(|known| end.is_settled(end.of(segment.times), known)) {
+                break;
+            }
+            let SurveyedSegment { key, size, digest, .. } = &*segment;
+            let wanted = SegmentToRead { key: key.clone(), size: *size, digest: *digest };
+            let Some(times) = look(Arc::clone(store), &wanted, selection).await?.times else {
+                continue;
+            };
+            (segment.times, segment.times_exact) = (times, true);
+            let at = end.of(times);
+            known = Some(match (known, end) {
+                (Some(known), End::First) => known.min(at),
+                (Some(known), End::Last) => known.max(at),
+                (None, _) => at,
+            });
+        }
+        Ok(())
+    }
+
     fn add(&mut self, candidate: Candidate, selection: &Selection) {
         let Candidate { summary, count, times, times_exact } = candidate;
         for (kind, events) in count.by_type {

@@ -2,8 +2,10 @@
 
 use std::collections::BTreeSet;
 use std::num::{NonZeroU32, NonZeroU64};
+use std::sync::Arc;
 use std::time::Duration;
 
+use dacapo_archive::store::metered::Metered;
 use dacapo_event::Event;
 use dacapo_filter::SelectionSpec;
 use dacapo_republish::{Pace, Speed};
@@ -46,6 +48,9 @@ proptest! {
                     assert!(!plan.exact || plan.events == events, "{depth:?} {spec:?}");
                     assert!(plan.by_type_exact || depth == Depth::Index, "{spec:?}");
                     assert!(!plan.by_type_exact || plan.by_type == by_type, "{depth:?} {spec:?}");
+                    let times_as_read = (plan.first_time, plan.last_time) == (first, last);
+                    assert!(plan.times_exact || depth == Depth::Index, "{spec:?}");
+                    assert!(!plan.times_exact || times_as_read, "{depth:?} {spec:?}");
                     if events > 0 {
                         assert!(plan.first_time <= first && plan.last_time >= last, "{spec:?}");
                     }
@@ -159,6 +164,25 @@ async fn first_and_last_lie_within_the_range_asked_for() {
     assert_eq!(times(Some(at(10)), Some(at(20))).await, (Some(at(10)), Some(at(20))));
     assert_eq!(times(Some(at(60)), Some(at(2_000))).await, (Some(at(60)), Some(at(99))));
     assert_eq!(times(Some(at(500)), None).await, (None, None));
+}
+
+/// Every segment of a range was read for the times of its first and last event, although footers had
+/// the counts.
+#[tokio::test]
+async fn of_a_range_and_a_type_only_the_ends_are_read_however_many_segments_lie_between() {
+    let mut archive = Archive::of(vec![(0..1_000).map(|n| event(n, at(n))).collect()], 20).await;
+    let metered = Arc::new(Metered::new(Arc::clone(&archive.store)));
+    archive.store = Arc::<Metered>::clone(&metered);
+    let kind = event(0, at(0)).kind;
+    let spec =
+        SelectionSpec { from: Some(at(110)), to: Some(at(890)), types: vec![kind], ..everything() };
+    let plan = archive.plan(spec.clone(), Depth::Exact).await;
+    assert!(plan.exact && plan.by_type_exact && plan.times_exact, "{plan:?}");
+    let selected: Vec<_> = archive.selected(&spec).0.into_values().flatten().collect();
+    assert_eq!(plan.events, selected.len() as u64);
+    assert!(plan.segments.len() >= 40, "{}", plan.segments.len());
+    // Small segments are read by one request each.
+    assert_eq!(metered.totals().requests, 2);
 }
 
 #[tokio::test]
