@@ -93,12 +93,14 @@ pub enum Place {
 /// What was made, and what was there.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Made {
-    /// Exchanges that were made.
+    /// Exchanges that were made, or may have been.
     pub exchanges: Vec<String>,
-    /// Queues that were made.
+    /// Queues that were made, or may have been.
     pub queues: Vec<String>,
     /// How many bindings were made.
     pub bindings: u64,
+    /// How many bindings were left out, for an end of theirs was there before.
+    pub unbound: u64,
     /// Exchanges and queues that were there, for people: "queue `orders`".
     pub found: BTreeSet<String>,
 }
@@ -112,8 +114,9 @@ pub struct QueueState {
     pub consumers: u64,
 }
 
-/// Declares what is not there yet; bindings only where one end of them was made here. `made` says how
-/// far it came, also if it fails.
+/// Declares what is not there yet; bindings only where both ends of them were made here, for a binding
+/// hands on what is published to whoever has its other end. `made` says how far it came, also if it
+/// fails or is dropped.
 ///
 /// # Errors
 /// No connection, no permission, or something that the broker does not take.
@@ -136,7 +139,7 @@ pub async fn declare_copy(
         declared?;
     }
     let session = broker.connect().await?;
-    let bound = bindings(&session, &copied.bindings, made).await;
+    let bound = bindings(&session, &copied.bindings, place, made).await;
     session.close().await;
     bound
 }
@@ -174,8 +177,11 @@ async fn exchanges(
         };
         let arguments = table(&exchange.arguments, &session.peer)?;
         let declaring = channel.exchange_declare(name, kind, options, arguments);
-        session.ask(Doing::Declaring, declaring).await?;
+        // Before the answer, which may never be waited for.
         made.exchanges.push(exchange.name.clone());
+        let declared = session.ask(Doing::Declaring, declaring).await;
+        forget_refused(&declared, &mut made.exchanges);
+        declared?;
     }
     Ok(())
 }
@@ -192,26 +198,45 @@ async fn queues(
             made.found.insert(format!("queue `{}`", queue.name));
             continue;
         }
-        declare_queue(session, &channel, &queue.name, table(&queue.arguments, &session.peer)?)
-            .await?;
+        let arguments = table(&queue.arguments, &session.peer)?;
+        // Before the answer, which may never be waited for.
         made.queues.push(queue.name.clone());
+        let declared = declare_queue(session, &channel, &queue.name, arguments).await;
+        forget_refused(&declared, &mut made.queues);
+        declared?;
     }
     Ok(())
+}
+
+/// What was refused was not made: there may be another one of its name, which is not to be removed.
+fn forget_refused<T>(declared: &Result<T, BusError>, made: &mut Vec<String>) {
+    if matches!(declared, Err(error) if !error.is_transient()) {
+        made.pop();
+    }
+}
+
+/// Whether both ends of a binding were made here, or came with a virtual host that was made for it.
+fn is_inside(binding: &CopiedBinding, place: Place, made: &Made) -> bool {
+    let exchange = |name: &String| {
+        made.exchanges.contains(name) || (place == Place::Empty && name.starts_with("amq."))
+    };
+    let leads_inside = match &binding.to {
+        BindTo::Queue(queue) => made.queues.contains(queue),
+        BindTo::Exchange(name) => exchange(name),
+    };
+    leads_inside && exchange(&binding.source)
 }
 
 async fn bindings(
     session: &Session,
     bindings: &[CopiedBinding],
+    place: Place,
     made: &mut Made,
 ) -> Result<(), BusError> {
     let channel = session.channel().await?;
-    let mut bound = 0;
     for binding in bindings {
-        let ends_here = match &binding.to {
-            BindTo::Queue(queue) => made.queues.contains(queue),
-            BindTo::Exchange(exchange) => made.exchanges.contains(exchange),
-        };
-        if !ends_here && !made.exchanges.contains(&binding.source) {
+        if !is_inside(binding, place, made) {
+            made.unbound += 1;
             continue;
         }
         let peer = &session.peer;
@@ -231,9 +256,8 @@ async fn bindings(
                 session.ask(Doing::Declaring, binding).await?;
             }
         }
-        bound += 1;
+        made.bindings += 1;
     }
-    made.bindings += bound;
     Ok(())
 }
 
@@ -327,4 +351,53 @@ fn value(value: &FieldValue, peer: &str) -> Result<AMQPValue, BusError> {
         FieldValue::Void => AMQPValue::Void,
         FieldValue::ByteArray(bytes) => AMQPValue::ByteArray(ByteArray::from(bytes.to_vec())),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_bindings_between_what_was_made_are_inside() {
+        let made = Made {
+            exchanges: vec!["own".to_owned()],
+            queues: vec!["mine".to_owned()],
+            ..Made::default()
+        };
+        let check = |source: &str, to: BindTo, place, expected: bool| {
+            let binding = CopiedBinding {
+                source: source.to_owned(),
+                to,
+                routing_key: String::new(),
+                arguments: FieldTable::new(),
+            };
+            assert_eq!(is_inside(&binding, place, &made), expected, "{binding:?} {place:?}");
+        };
+        let queue = |name: &str| BindTo::Queue(name.to_owned());
+        let exchange = |name: &str| BindTo::Exchange(name.to_owned());
+        check("own", queue("mine"), Place::InUse, true);
+        check("own", queue("foreign"), Place::InUse, false);
+        check("foreign", queue("mine"), Place::InUse, false);
+        check("own", exchange("foreign"), Place::InUse, false);
+        check("amq.topic", queue("mine"), Place::InUse, false);
+        check("amq.topic", queue("mine"), Place::Empty, true);
+        check("own", exchange("amq.fanout"), Place::Empty, true);
+    }
+
+    #[test]
+    fn what_was_refused_is_not_removed_and_what_may_have_been_made_is() {
+        let peer = "h:5672/".to_owned();
+        let refused = BusError::Refused {
+            peer: peer.clone(),
+            reason: "inequivalent arg".to_owned(),
+            hint: String::new(),
+        };
+        let lost = BusError::Disconnected { peer, reason: "reset".to_owned() };
+        let after = |error: BusError| {
+            let mut made = vec!["q".to_owned()];
+            forget_refused(&Err::<(), _>(error), &mut made);
+            made.len()
+        };
+        assert_eq!((after(refused), after(lost)), (0, 1));
+    }
 }

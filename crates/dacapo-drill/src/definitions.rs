@@ -127,6 +127,10 @@ impl Topology {
         }
         for queue in list("queues").iter().filter(of_vhost) {
             let name = text_of(queue, "name").map_err(wrong)?;
+            if name.is_empty() {
+                // The broker would make up another one, which nobody could remove.
+                return Err(wrong("a queue has an empty `name`".to_owned()));
+            }
             let arguments = arguments(queue, &name).map_err(wrong)?;
             topology.queues.push(Queue { name, arguments });
         }
@@ -313,6 +317,7 @@ mod tests {
         check_refused(r#"{"queues": 5}"#, None, "no list");
         check_refused(r#"{"queues": []}"#, None, "nothing of virtual host `/`");
         check_refused(r#"{"queues": [{"name": 5}]}"#, None, "no `name`");
+        check_refused(r#"{"queues": [{"name": ""}]}"#, None, "empty `name`");
         check_refused(r#"{"queues": [{"name": "q", "arguments": 5}]}"#, None, "`q`");
         let two = r#"{"queues": [{"name": "q", "vhost": "a"}, {"name": "q", "vhost": "b"}]}"#;
         check_refused(two, None, "definitions_vhost");

@@ -281,6 +281,10 @@ impl Environment {
     /// Returns what the report says of it.
     pub fn told(&self, left_behind: Vec<String>) -> report::Environment {
         let count = |names: &[String]| names.len() as u64;
+        let unbound = match self.made.unbound {
+            0 => None,
+            some => Some(format!("bindings with an end that was there already ({some})")),
+        };
         report::Environment {
             broker: self.settings.peer().unwrap_or_default(),
             isolation: self.isolation,
@@ -291,7 +295,7 @@ impl Environment {
                 queues: count(&self.made.queues),
                 bindings: self.made.bindings,
             },
-            left_out: self.left_out.clone(),
+            left_out: self.left_out.iter().cloned().chain(unbound).collect(),
             found: self.made.found.iter().cloned().collect(),
             left_behind,
         }
