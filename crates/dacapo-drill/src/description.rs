@@ -34,6 +34,12 @@ const CHECK_WITHIN: Duration = Duration::from_secs(30);
 /// How long one question of a check may take.
 const ANSWER_WITHIN: Duration = Duration::from_secs(30);
 
+/// The longest time that a description may name: a clock has a year to go, whatever its form.
+pub const TIME_MAX: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+
+/// What stands for the broker's URL, with its password, in texts of a description.
+const AMQP_VARIABLE: &str = "${DACAPO_DRILL_AMQP}";
+
 /// A rehearsal, described.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Description {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
-use dacapo_drill::description::Flag;
+use dacapo_drill::description::{Flag, TIME_MAX};
 
 use super::pace::parse_duration;
 use super::{PaceArgs, PreflightArgs, SelectionArgs, TargetArgs};
@@ -32,12 +32,19 @@ pub struct DrillArgs {
     /// Who runs it, for the report [default: the user of this machine]
     #[arg(long, value_name = "NAME")]
     pub by: Option<String>,
-    /// Run again and again, so long after each start, until told to stop
-    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    /// Run again and again, so long after each start (a year at the most), until told to stop
+    #[arg(long, value_name = "TIME", value_parser = parse_interval)]
     pub every: Option<Duration>,
     /// With --every, serve /metrics and /health here, for example 127.0.0.1:9466
     #[arg(long, value_name = "ADDRESS", requires = "every")]
     pub metrics: Option<SocketAddr>,
+}
+
+fn parse_interval(text: &str) -> Result<Duration, String> {
+    match parse_duration(text)? {
+        interval if interval <= TIME_MAX => Ok(interval),
+        _ => Err(format!("`{text}` is more than a year")),
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -80,5 +87,18 @@ impl Rehearsed {
             let problem = problem.strip_prefix("error: ").unwrap_or(problem);
             Failure::usage(format!("in the description, as a flag of `dacapo replay`: {problem}"))
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn drills_are_a_year_apart_at_the_most() {
+        assert_eq!(parse_interval("365d"), Ok(TIME_MAX));
+        for bad in ["366d", "4294967295d", "9223372036854775807s", "x"] {
+            assert!(parse_interval(bad).is_err(), "{bad}");
+        }
     }
 }

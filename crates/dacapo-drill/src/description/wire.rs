@@ -5,15 +5,17 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::time::Duration;
 
+use dacapo_event::ShortStr;
 use jiff::SignedDuration;
 use serde::Deserialize;
 use serde_json::Value;
 use toml::Spanned;
 
 use super::{
-    ANSWER_WITHIN, CHECK_WITHIN, CHECKS_MAX, Check, DESCRIPTION_BYTES_MAX, DRAIN_WITHIN,
-    Definitions, DefinitionsFrom, Description, Environment, Expect, Flag, How, NAME_CHARS_MAX,
-    Query, Queue, READY_WITHIN, STOP_WITHIN, Secret, Service, Shared, Stop, Targets, Vhost,
+    AMQP_VARIABLE, ANSWER_WITHIN, CHECK_WITHIN, CHECKS_MAX, Check, DESCRIPTION_BYTES_MAX,
+    DRAIN_WITHIN, Definitions, DefinitionsFrom, Description, Environment, Expect, Flag, How,
+    NAME_CHARS_MAX, Query, Queue, READY_WITHIN, STOP_WITHIN, Secret, Service, Shared, Stop,
+    TIME_MAX, Targets, Vhost,
 };
 use crate::DrillError;
 use crate::definitions::to_table;
@@ -150,10 +152,10 @@ impl Text<'_> {
         let Some(text) = text else { return Ok(None) };
         let parsed: Option<SignedDuration> = text.get_ref().parse().ok();
         let parsed = parsed.and_then(|span| Duration::try_from(span).ok());
-        match parsed.filter(|duration| !duration.is_zero()) {
+        match parsed.filter(|duration| !duration.is_zero() && *duration <= TIME_MAX) {
             Some(duration) => Ok(Some(duration)),
             None => {
-                let problem = "this is no duration above zero (for example `30s`, `1h 30m`)";
+                let problem = "this is no duration above zero and of a year at the most (for example `30s`, `1h 30m`)";
                 Err(self.wrong(&text.span(), problem))
             }
         }
@@ -255,6 +257,10 @@ impl WireEnvironment {
             }),
         };
         let queue = |queue: WireQueue| {
+            if queue.name.get_ref().is_empty() || queue.name.get_ref().len() > ShortStr::BYTES_MAX {
+                let problem = format!("a queue's name has 1 to {} bytes", ShortStr::BYTES_MAX);
+                return Err(text.wrong(&queue.name.span(), problem));
+            }
             let arguments = to_table(&queue.arguments);
             let arguments = arguments.map_err(|problem| text.wrong(&queue.name.span(), problem))?;
             Ok(Queue { name: queue.name.into_inner(), arguments })
@@ -275,11 +281,12 @@ impl WireEnvironment {
 
 impl WireService {
     fn typed(self, text: Text<'_>) -> Result<Service, DrillError> {
-        let argv = |command: Option<Spanned<Vec<String>>>| match command {
-            Some(command) if command.get_ref().is_empty() => {
-                Err(text.wrong(&command.span(), "a command needs a program"))
+        let command = |command: Option<Spanned<Vec<String>>>| match command {
+            Some(command) => {
+                let span = command.span();
+                argv(command.into_inner(), &span, text).map(Some)
             }
-            command => Ok(command.map(Spanned::into_inner)),
+            None => Ok(None),
         };
         let stop = match self.stop.as_ref().map(|stop| stop.get_ref().as_str()) {
             None | Some("SIGTERM") => Stop::Terminate,
@@ -291,9 +298,9 @@ impl WireService {
             }
         };
         Ok(Service {
-            command: argv(self.command)?,
+            command: command(self.command)?,
             env: self.env.into_iter().map(|(name, value)| (name, Secret(value))).collect(),
-            ready: argv(self.ready)?,
+            ready: command(self.ready)?,
             ready_within: text.duration(&self.ready_within, READY_WITHIN)?,
             stop,
             stop_within: text.duration(&self.stop_within, STOP_WITHIN)?,
@@ -338,7 +345,7 @@ impl WireQuery {
     fn typed(self, span: &Range<usize>, text: Text<'_>) -> Result<Query, DrillError> {
         let timeout = text.duration(&self.timeout, ANSWER_WITHIN)?;
         let how = match (self.command, self.sql, self.database, self.http) {
-            (Some(command), None, None, None) if !command.is_empty() => How::Command(command),
+            (Some(command), None, None, None) => How::Command(argv(command, span, text)?),
             (None, Some(sql), Some(database), None) => match database.strip_prefix("sqlite:") {
                 Some(path) => How::Sqlite { sql, path: path.to_owned() },
                 None => {
@@ -349,13 +356,30 @@ impl WireQuery {
             },
             (None, None, None, Some(url)) => How::Http(http(&url, span, text)?),
             _ => {
-                let problem = "a question is one of `command` (with a program), `sql` with \
-                               `database`, and `http`";
+                let problem = "a question is one of `command`, `sql` with `database`, and `http`";
                 return Err(text.wrong(span, problem));
             }
         };
         Ok(Query { how, timeout })
     }
+}
+
+/// Returns a command's words; all of them are seen by every user of the machine.
+fn argv(
+    words: Vec<String>,
+    span: &Range<usize>,
+    text: Text<'_>,
+) -> Result<Vec<String>, DrillError> {
+    if words.first().is_none_or(String::is_empty) {
+        return Err(text.wrong(span, "a `command` needs a program"));
+    }
+    if words.iter().any(|word| word.contains(AMQP_VARIABLE)) {
+        let problem = "`${DACAPO_DRILL_AMQP}` has a password, which everyone sees in a command's \
+                       arguments; read DACAPO_DRILL_AMQP from its environment, or hand it on in \
+                       `env`";
+        return Err(text.wrong(span, problem));
+    }
+    Ok(words)
 }
 
 fn http(url: &str, span: &Range<usize>, text: Text<'_>) -> Result<String, DrillError> {
