@@ -4,6 +4,9 @@
 mod report;
 pub(crate) mod stage;
 
+use std::os::unix::fs::PermissionsExt;
+use std::process::Command;
+
 use dacapo_integration::process::Signal;
 use dacapo_integration::wait;
 use serde_json::{Value, json};
@@ -230,6 +233,26 @@ fn a_report_that_was_changed_is_not_believed() {
     check_refused(&stage.verify(&drilled), 9, &["signature does not fit", "report.json"]);
     std::fs::write(&path, report).unwrap();
     stage.verify(&drilled).check(0);
+    // Whoever signs it anew did not run it.
+    let folder = stage.platform.dacapo.folder();
+    let openssl = |words: &[&str]| {
+        let done = Command::new("openssl").args(words).current_dir(folder).output().unwrap();
+        assert!(done.status.success(), "{done:?}");
+    };
+    let (report, signature) = (path.to_str().unwrap(), drilled.folder.join("report.json.sig"));
+    let signed = std::fs::read(&signature).unwrap();
+    openssl(&["genpkey", "-algorithm", "ed25519", "-out", "other.key"]);
+    openssl(&["pkey", "-pubout", "-in", "other.key", "-out", "other.pub"]);
+    let out = signature.to_str().unwrap();
+    openssl(&["pkeyutl", "-sign", "-rawin", "-inkey", "other.key", "-in", report, "-out", out]);
+    let anew = stage.platform.dacapo.run(["drill", "verify", report, "--key", "other.pub"]);
+    check_refused(&anew, 9, &["is not who ran it"]);
+    std::fs::write(&signature, signed).unwrap();
+
+    std::fs::remove_file(&page).unwrap();
+    let pageless = stage.verify(&drilled);
+    pageless.check(0);
+    assert_eq!(pageless.json()["page"], "none");
     std::fs::remove_file(drilled.folder.join("report.json.sig")).unwrap();
     check_refused(&stage.verify(&drilled), 9, &["no signature", "--key"]);
 }

@@ -38,10 +38,23 @@ pub fn run(args: &DrillVerifyArgs, output: &Output) -> anyhow::Result<Exit> {
     let signature = read_bounded(&signature, SIGNATURE_BYTES_MAX)?;
     key.check(&bytes, &signature).with_context(|| named(&args.report))?;
     let report = Report::parse(&bytes).with_context(|| named(&args.report))?;
+    if report.facts.signed_by != Some(key.fingerprint()) {
+        let said = report.facts.signed_by;
+        let said = said.map_or("no key".to_owned(), |key| format!("key {key}"));
+        let problem = format!(
+            "`{}` is signed by key {}, and names {said} as that of the drill: whoever signed it is not \
+             who ran it",
+            args.report.display(),
+            key.fingerprint()
+        );
+        return Err(Failure::input(problem).into());
+    }
 
     let html = args.report.with_extension("html");
-    let shown = read_bounded(&html, PAGE_BYTES_MAX)?;
-    if shown != page(&report, &Digest::of(&bytes)).as_bytes() {
+    let there = html.try_exists().map_err(|error| Failure::file("read", &html, &error))?;
+    if there
+        && read_bounded(&html, PAGE_BYTES_MAX)? != page(&report, &Digest::of(&bytes)).as_bytes()
+    {
         let version = &report.facts.version;
         let problem = match version == env!("CARGO_PKG_VERSION") {
             true => format!(
@@ -58,14 +71,19 @@ pub fn run(args: &DrillVerifyArgs, output: &Output) -> anyhow::Result<Exit> {
         return Err(Failure::input(problem).into());
     }
     let facts = &report.facts;
+    let compared = match there {
+        true => "that of the report".to_owned(),
+        false => format!("none: there is no `{}`", html.display()),
+    };
     let json = json!({
         "drill": facts.id,
         "verdict": report.verdict.as_str(),
         "signed_by": key.fingerprint().to_string(),
+        "page": if there { "that of the report" } else { "none" },
     });
     output.result(&json, || {
         format!(
-            "signature  good, of key {}\npage       that of the report\ndrill      {} ({}), {}\nverdict    {}\n",
+            "signature  good, of key {}\npage       {compared}\ndrill      {} ({}), {}\nverdict    {}\n",
             key.fingerprint(),
             facts.id,
             facts.name,
