@@ -251,7 +251,7 @@ fn evidence(facts: &Facts) -> Markup {
     html! {
         table class="facts" {
             tbody {
-                (row("Environment", html! { code { (environment.broker) } ": " (environment.isolation.words()) }))
+                (row("Environment", html! { code { (environment.broker) } ": " (environment.isolation_words()) }))
                 @if let Some(production) = &environment.production {
                     (row("Production", html! { code { (production) } }))
                 }

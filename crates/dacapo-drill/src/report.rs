@@ -145,28 +145,13 @@ pub enum Isolation {
     Made,
     /// A virtual host that was there, and is not production's.
     Taken,
-    /// A virtual host that was there, while production was not named or did not answer.
+    /// Another virtual host of production's own broker, that was there.
+    SameBroker,
+    /// A virtual host that was there, while production was not named or did not answer; the description
+    /// allowed it.
     Unknown,
     /// Production's own virtual host, which the description allowed.
     Shared,
-}
-
-impl Isolation {
-    /// Returns it in words.
-    pub fn words(self) -> &'static str {
-        match self {
-            Isolation::Made => {
-                "a virtual host of this drill's own, made for it and deleted after it"
-            }
-            Isolation::Taken => "a virtual host that was there, apart from production's",
-            Isolation::Unknown => {
-                "a virtual host that was there; production was not named or did not answer, so that they were not compared"
-            }
-            Isolation::Shared => {
-                "production's own virtual host, as the description allows: not isolated"
-            }
-        }
-    }
 }
 
 /// What a drill was done from.
@@ -315,8 +300,33 @@ impl Environment {
         match self.isolation {
             Isolation::Made => "isolated, own host",
             Isolation::Taken => "isolated, taken host",
+            Isolation::SameBroker => "production's broker",
             Isolation::Unknown => "isolation unknown",
             Isolation::Shared => "NOT isolated",
+        }
+    }
+
+    /// Returns how isolated it was, in words.
+    pub(crate) fn isolation_words(&self) -> &'static str {
+        match self.isolation {
+            Isolation::Made if self.left_behind.is_empty() => {
+                "a virtual host of this drill's own, made for it and deleted after it"
+            }
+            Isolation::Made => {
+                "a virtual host of this drill's own, made for it and not known to be deleted"
+            }
+            Isolation::Taken => {
+                "a virtual host that was there, of another broker than production's"
+            }
+            Isolation::SameBroker => {
+                "a virtual host that was there, another one of production's own broker"
+            }
+            Isolation::Unknown => {
+                "a virtual host that was there, as the description allows; production was not named or did not answer, so that they were not compared: not known to be isolated"
+            }
+            Isolation::Shared => {
+                "production's own virtual host, as the description allows: not isolated"
+            }
         }
     }
 }

@@ -181,6 +181,22 @@ fn a_virtual_host_that_is_taken_keeps_what_it_had() {
     let refused = stage.platform.dacapo.run(stage.command("taken.toml"));
     check_refused(&refused, 5, &["production's own virtual host", "allow_shared"]);
 
+    // Another virtual host of it is not called apart. Nothing is ready there, so that it is short.
+    let beside = services::unique("beside");
+    let management = services::management().expect("a stage has one");
+    let of_broker = |calls: Value| witness::management(&management, &calls).unwrap();
+    let all = json!({ "configure": ".*", "write": ".*", "read": ".*" });
+    of_broker(json!([
+        ["PUT", format!("vhosts/{beside}"), {}],
+        ["PUT", format!("permissions/{beside}/guest"), all],
+    ]));
+    let described = stage.with_service(&stage.description(""), "['false']", "");
+    let described =
+        described.replace("[environment]", &format!("[environment]\nvhost = '{beside}'"));
+    let drilled = stage.drill(&described);
+    assert_eq!(drilled.report["facts"]["environment"]["isolation"], "same-broker");
+    of_broker(json!([["DELETE", format!("vhosts/{beside}"), null]]));
+
     let allowed = taken.replace("vhost = '/'", "vhost = '/'\nallow_shared = true");
     let drilled = stage.drill(&allowed);
     drilled.check_met();

@@ -88,11 +88,9 @@ impl Environment {
             Vhost::New => Isolation::Made,
             Vhost::Taken(_) => isolation(given, &settings).await?,
         };
-        if isolation == Isolation::Shared && wanted.shared == Shared::Refuse {
-            let problem = format!(
-                "`{vhost}` is production's own virtual host; a drill there is refused unless the \
-                 description says `allow_shared = true`"
-            );
+        if wanted.shared == Shared::Refuse
+            && let Some(problem) = objection(isolation, &vhost)
+        {
             return Err(Failure::refused(problem).into());
         }
         Ok(Environment {
@@ -131,7 +129,9 @@ impl Environment {
                 self.make_vhost(broker.url.user()).await?;
                 Place::Empty
             }
-            Isolation::Taken | Isolation::Unknown | Isolation::Shared => Place::InUse,
+            Isolation::Taken | Isolation::SameBroker | Isolation::Unknown | Isolation::Shared => {
+                Place::InUse
+            }
         };
         if place == Place::InUse
             && let Some(state) = queue_state(&broker, &description.queue).await?
@@ -303,8 +303,7 @@ impl Environment {
 }
 
 /// Returns how far a virtual host that is there is from production's. The same broker may be reached by
-/// several addresses, so where the names of the virtual hosts are the same, those of the clusters are
-/// compared.
+/// several addresses, so the names of the clusters are compared.
 async fn isolation(production: &Settings, there: &Settings) -> anyhow::Result<Isolation> {
     let Some(broker) = production.broker_if_named("dacapo drill")? else {
         return Ok(Isolation::Unknown);
@@ -312,12 +311,17 @@ async fn isolation(production: &Settings, there: &Settings) -> anyhow::Result<Is
     if production.peer() == there.peer() {
         return Ok(Isolation::Shared);
     }
-    if production.vhost() != there.vhost() {
-        return Ok(Isolation::Taken);
+    let same = match production.vhost() == there.vhost() {
+        true => Isolation::Shared,
+        false => Isolation::SameBroker,
+    };
+    let vhost = there.vhost().unwrap_or_default();
+    if production.in_vhost(vhost).peer() == there.peer() {
+        return Ok(same);
     }
     let other = cluster(&there.broker("dacapo drill")?).await?;
     Ok(match cluster(&broker).await {
-        Ok(name) if name.is_some() && name == other => Isolation::Shared,
+        Ok(name) if name.is_some() && name == other => same,
         Ok(Some(_)) if other.is_some() => Isolation::Taken,
         Ok(_) => Isolation::Unknown,
         Err(error) => {
@@ -328,6 +332,21 @@ async fn isolation(production: &Settings, there: &Settings) -> anyhow::Result<Is
             Isolation::Unknown
         }
     })
+}
+
+/// Returns why a drill is not done in a virtual host unless the description allows it.
+fn objection(isolation: Isolation, vhost: &str) -> Option<String> {
+    let what = match isolation {
+        Isolation::Made | Isolation::Taken | Isolation::SameBroker => return None,
+        Isolation::Shared => format!("`{vhost}` is production's own virtual host"),
+        Isolation::Unknown => format!(
+            "`{vhost}` may be production's own virtual host, for production was not named (--amqp), did \
+             not answer, or does not tell the name of its cluster"
+        ),
+    };
+    Some(format!(
+        "{what}; a drill there is refused unless the description says `allow_shared = true`"
+    ))
 }
 
 /// The virtual host in `host:port/vhost`, which has it encoded.
@@ -359,5 +378,21 @@ fn to_amqp(topology: Topology) -> Copied {
         exchanges: exchanges.collect(),
         queues: queues.collect(),
         bindings: bindings.collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_may_be_production_is_refused_unless_it_is_allowed() {
+        for isolation in [Isolation::Made, Isolation::Taken, Isolation::SameBroker] {
+            assert_eq!(objection(isolation, "v"), None);
+        }
+        for isolation in [Isolation::Shared, Isolation::Unknown] {
+            let problem = objection(isolation, "v").unwrap();
+            assert!(problem.contains("`v`") && problem.contains("allow_shared"), "{problem}");
+        }
     }
 }
