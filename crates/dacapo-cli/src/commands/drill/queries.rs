@@ -1,6 +1,7 @@
 //! Asks questions: a command, a SQLite database, an address. Every answer has a deadline and a bound.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -12,7 +13,8 @@ use hyper::body::Bytes;
 use hyper::{Request, StatusCode, Uri, header};
 use hyper_util::rt::TokioIo;
 use rusqlite::types::ValueRef;
-use rusqlite::{Connection, OpenFlags};
+use rusqlite::{Connection, InterruptHandle, OpenFlags};
+use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use tokio::process::Command;
@@ -185,25 +187,62 @@ fn rows(database: &Connection, sql: &str) -> Result<String, String> {
     Ok(answer)
 }
 
+/// Pairs as a JSON object has them, a name that comes twice among them.
+struct Pairs(Vec<(String, u64)>);
+
+impl<'de> Deserialize<'de> for Pairs {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct Members;
+        impl<'de> Visitor<'de> for Members {
+            type Value = Pairs;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object of counts by type")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Pairs, A::Error> {
+                let mut pairs = Vec::new();
+                while let Some(pair) = members.next_entry()? {
+                    pairs.push(pair);
+                }
+                Ok(Pairs(pairs))
+            }
+        }
+        from.deserialize_map(Members)
+    }
+}
+
 /// Reads counts by type: a JSON object of them, a JSON list of pairs, or a line `TYPE tab COUNT` each.
+/// A type that comes twice is refused: which of its counts would be meant?
 pub fn counts(answer: &str) -> Result<BTreeMap<String, u64>, String> {
     if answer.starts_with('{') {
-        return serde_json::from_str(answer).map_err(|error| error.to_string());
+        let pairs: Pairs = serde_json::from_str(answer).map_err(|error| error.to_string())?;
+        return unique(pairs.0);
     }
     if answer.starts_with('[') {
         let pairs: Vec<(String, u64)> =
             serde_json::from_str(answer).map_err(|error| error.to_string())?;
-        return Ok(pairs.into_iter().collect());
+        return unique(pairs);
     }
     let lines = answer.lines().filter(|line| !line.trim().is_empty());
     let pair = |line: &str| {
         let (kind, count) = line.rsplit_once('\t')?;
         Some((kind.to_owned(), count.trim().parse().ok()?))
     };
-    let pairs: Option<BTreeMap<String, u64>> = lines.map(pair).collect();
-    pairs.ok_or_else(|| {
+    let pairs: Option<Vec<(String, u64)>> = lines.map(pair).collect();
+    unique(pairs.ok_or_else(|| {
         "it is neither a JSON object of counts by type nor lines `TYPE tab COUNT`".to_owned()
-    })
+    })?)
+}
+
+fn unique(pairs: Vec<(String, u64)>) -> Result<BTreeMap<String, u64>, String> {
+    let mut counts = BTreeMap::new();
+    for (kind, count) in pairs {
+        if counts.insert(kind.clone(), count).is_some() {
+            return Err(format!("type `{kind}` comes twice"));
+        }
+    }
+    Ok(counts)
 }
 
 #[cfg(test)]
@@ -218,6 +257,9 @@ mod tests {
         }
         for wrong in ["5", "{\"a\": -1}", "{\"a\": \"1\"}", "[1]", "a 1", "a\tx", "{"] {
             assert!(counts(wrong).is_err(), "{wrong}");
+        }
+        for twice in [r#"{"a": 1, "a": 1}"#, r#"[["a", 1], ["a", 2]]"#, "a\t1\na\t2\n"] {
+            assert!(counts(twice).unwrap_err().contains("twice"), "{twice}");
         }
         assert_eq!(counts(""), Ok(BTreeMap::new()));
     }
