@@ -24,6 +24,8 @@ pub enum Signal {
     Terminate,
     /// What Ctrl-C sends.
     Interrupt,
+    /// What a terminal that is closed sends.
+    Hangup,
     /// Ends it at once.
     Kill,
     /// Halts it where it is, as a dead machine would; connections stay open.
@@ -36,6 +38,7 @@ impl Signal {
     const fn name(self) -> &'static str {
         match self {
             Signal::Terminate => "TERM",
+            Signal::Hangup => "HUP",
             Signal::Interrupt => "INT",
             Signal::Kill => "KILL",
             Signal::Stop => "STOP",

@@ -208,6 +208,8 @@ pub enum Expect {
     Success,
     /// This text, blanks around it aside.
     Text(String),
+    /// This whole number.
+    Integer(i64),
     /// This number.
     Number(f64),
     /// What production answers.

@@ -19,7 +19,7 @@ use forms::{as_text, millis, millis_if_any, text_if_any};
 pub use reconciliation::{Counted, Reconciliation, Row, ServiceSeen, TargetSeen};
 
 /// The form of reports that this version writes and reads.
-pub const SCHEMA: &str = "dacapo.drill/1";
+pub const SCHEMA: &str = "dacapo.drill/2";
 
 /// The most bytes of a report: a thousand types and a hundred checks have less than 1 MB.
 pub const REPORT_BYTES_MAX: u64 = 16 * 1024 * 1024;
@@ -77,7 +77,8 @@ pub struct Facts {
     pub checks: Vec<CheckResult>,
     /// What the time went into, in order.
     pub parts: Vec<Part>,
-    /// From the start until the checks were green (the queue was drained, where there are none).
+    /// From the start until the checks were green (the queue was drained, where there are none) and
+    /// everything was acked, to within the age of the broker's statistics.
     #[serde(rename = "rto_ms", with = "millis_if_any")]
     pub rto: Option<Duration>,
     /// What it must not exceed.
@@ -99,8 +100,20 @@ pub struct Facts {
 pub struct Failure {
     /// In which part.
     pub during: String,
+    /// What kind of thing.
+    pub cause: Cause,
     /// What happened.
     pub problem: String,
+}
+
+/// What kind of thing broke a drill off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Cause {
+    /// Whoever ran it: by a signal.
+    Signal,
+    /// Something that went wrong.
+    Trouble,
 }
 
 /// Where a drill was done.
@@ -143,7 +156,7 @@ pub struct Made {
 pub enum Isolation {
     /// A virtual host that this drill made and deleted.
     Made,
-    /// A virtual host that was there, and is not production's.
+    /// A virtual host that was there, on another broker than production's.
     Taken,
     /// Another virtual host of production's own broker, that was there.
     SameBroker,
@@ -251,7 +264,8 @@ pub struct CheckResult {
     pub found: String,
     /// Whether they agree.
     pub green: bool,
-    /// How often it was asked; 0 if the drill did not come so far.
+    /// How often it was asked until it was green or its time was over; 0 if the drill did not come so
+    /// far.
     pub tries: u64,
 }
 

@@ -96,6 +96,7 @@ pub fn judge(facts: &Facts) -> Vec<Requirement> {
             _ => met_if(check.green),
         },
     }));
+    all.push(taken_down(facts));
     all
 }
 
@@ -173,9 +174,17 @@ fn drained(facts: &Facts) -> Requirement {
         Drained::Yes => requirement(name, target, "as it should be", Outcome::Met),
         Drained::NothingWaits => {
             let measured = "nothing waits; what is unacked is not known without --management";
-            requirement(name, target, measured, Outcome::Met)
+            requirement(name, target, measured, Outcome::NotMeasured)
         }
         Drained::No(why) => requirement(name, target, why.clone(), Outcome::Missed),
+    }
+}
+
+fn taken_down(facts: &Facts) -> Requirement {
+    let (name, target) = ("environment taken down", "nothing of the drill is left");
+    match facts.environment.left_behind.as_slice() {
+        [] => requirement(name, target, "nothing is left", Outcome::Met),
+        left => requirement(name, target, format!("left: {}", left.join("; ")), Outcome::Missed),
     }
 }
 

@@ -8,7 +8,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 
 use dacapo_integration::process::Signal;
-use dacapo_integration::wait;
+use dacapo_integration::{wait, witness};
 use serde_json::{Value, json};
 
 use super::consumer::service::ENVELOPED;
@@ -22,6 +22,8 @@ fn a_restore_that_meets_its_targets_is_proven() {
     let Some(stage) = Stage::new() else { return };
     let drilled = stage.drill(&stage.description("rto = '10m'\nrpo = '1h'"));
     drilled.check_met();
+    let mode = std::fs::metadata(&drilled.folder).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o700, "a service may log what it likes");
     let facts = &drilled.report["facts"];
     assert_eq!(facts["replay"]["confirmed"], EVENTS, "{facts}");
     assert_eq!(facts["service"]["drained"], json!({ "state": "yes" }), "{facts}");
@@ -37,7 +39,7 @@ fn a_restore_that_meets_its_targets_is_proven() {
     let expected = expected.map(|(kind, each)| (kind.to_owned(), each * ORDERS as u64));
     assert_eq!(rows.iter().map(row).collect::<Vec<_>>(), expected);
     let parts = facts["parts"].as_array().unwrap().iter().map(|part| &part["name"]);
-    let expected = ["environment", "service", "plan", "replay", "drain", "checks"];
+    let expected = ["environment", "service", "plan", "replay", "drain", "checks", "confirm"];
     assert_eq!(parts.collect::<Vec<_>>(), expected);
 
     let verified = stage.verify(&drilled);
@@ -68,7 +70,9 @@ fn each_target_that_is_missed_is_named_and_costs_the_status() {
         format!("rto = '10m'\nrpo = '1h'\n[rpo]\narchiver_metrics = 'http://{lag}/metrics'\n");
     let asks = format!(
         "\n[[check]]\nname = 'it archives'\nhttp = 'http://{health}/health'\nexpect = 'ok'\n"
-    );
+    ) + "[[check]]\nname = 'green too early'\n\
+         command = ['sh', '-c', 'mkdir \"$DACAPO_DRILL_FOLDER/asked\"; echo $?']\nexpect = '0'\n\
+         [[check]]\nname = 'tells'\ncommand = ['sh', '-c', 'echo \"$DACAPO_DRILL_AMQP\"']\n";
     let described = stage.description(&targets).replace("expect_number = 0", "expect = 'x'");
     let described = described.replace("SELECT 'order.moved'", "SELECT no_such_column") + &asks;
     let drilled = stage.drill(&described);
@@ -77,8 +81,12 @@ fn each_target_that_is_missed_is_named_and_costs_the_status() {
         ("recovery time (RTO)", "not-measured"),
         ("service has what the archive gave", "not-measured"),
         ("check: nothing is left to send", "missed"),
+        ("check: green too early", "missed"),
     ]);
     assert_eq!(drilled.report["facts"]["rpo"]["source"], "archiver-lag");
+    let found = |at: usize| drilled.report["facts"]["checks"][at]["found"].as_str().unwrap();
+    assert_eq!(found(3), "green before everything was acked, not after it: 1");
+    assert_eq!(found(4), "(hidden)");
 }
 
 #[test]
@@ -133,6 +141,34 @@ fn a_service_that_dies_or_does_nothing_is_no_restore() {
     assert!(why.starts_with(&format!("{EVENTS} still wait")), "{why}");
 }
 
+/// Takes everything at once, and acks it 12 seconds later.
+const ACKS_LATE: &str = "import os, pika
+broker = pika.BlockingConnection(pika.URLParameters(os.environ['DACAPO_DRILL_AMQP']))
+channel = broker.channel()
+tags = []
+def take(channel, method, properties, body):
+    if not tags:
+        broker.call_later(12, lambda: channel.basic_ack(0, multiple=True))
+    tags.append(method.delivery_tag)
+channel.basic_consume(os.environ['DACAPO_DRILL_QUEUE'], take)
+channel.start_consuming()
+";
+
+#[test]
+fn what_is_delivered_and_not_acked_is_not_restored() {
+    let Some(stage) = Stage::new() else { return };
+    stage.platform.dacapo.file("late.py", ACKS_LATE);
+    let described = stage.description("rto = '10m'");
+    let command = format!("['{}', 'late.py']", witness::python().display());
+    let queue = format!("[[queue]]\nname = '{}'\n", stage.queue);
+    let described = stage.with_service(&described, &command, "") + &queue;
+    let drilled = stage.drill(&described);
+    drilled.check_missed(&[("service has what the archive gave", "not-measured")]);
+    // RabbitMQ's statistics tell to within 6 s.
+    let took = drilled.report["facts"]["rto_ms"].as_u64().unwrap();
+    assert!(took >= 6_000, "{took} ms");
+}
+
 #[test]
 fn a_signal_in_the_middle_takes_everything_down() {
     let Some(stage) = Stage::new() else { return };
@@ -156,6 +192,33 @@ fn a_signal_in_the_middle_takes_everything_down() {
     assert_eq!(replay["state"], "cancelled", "it has no queue to go on to: {replay}");
     stage.check_gone(&drilled);
     assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists(), "the service still runs");
+
+    // While the evidence is gathered: all of it is taken down, and nothing is met.
+    let asks =
+        "command = ['sh', '-c', 'echo asked >&2; exec sleep 600']\ntimeout = '10m'\n[targets]";
+    let described = stage.description("");
+    let (before, rest) = described.split_once("[counts]\n").unwrap();
+    let (_, after) = rest.split_once("[targets]").unwrap();
+    stage.platform.dacapo.file("drill.toml", format!("{before}[counts]\n{asks}{after}"));
+    let running = stage.platform.dacapo.spawn(stage.command("drill.toml"));
+    let is_asked = || {
+        let drills = stage.platform.dacapo.folder().join("state/drills");
+        let folders = std::fs::read_dir(drills)?.flatten();
+        let logs = folders.map(|it| std::fs::read_to_string(it.path().join("checks.log")));
+        let asked = logs.flatten().any(|log| log.contains("asked"));
+        Ok(asked.then_some(()))
+    };
+    wait::until("the service's counts are asked for", DEADLINE, is_asked).unwrap();
+    running.signal(Signal::Hangup).unwrap();
+    let output = running.wait(DEADLINE);
+    output.check(10);
+    let drilled = Drilled::of(output);
+    stage.check_gone(&drilled);
+    let failure = &drilled.report["facts"]["failure"];
+    let expected = json!({
+        "during": "evidence", "cause": "signal", "problem": "interrupted by a signal"
+    });
+    assert_eq!(failure, &expected);
 
     // While the virtual host is made, or just after.
     let running = stage.platform.dacapo.spawn(stage.command("drill.toml"));
@@ -213,7 +276,7 @@ fn a_virtual_host_that_is_taken_keeps_what_it_had() {
     }));
     let gone = |queue: &str| {
         let asked = json!({ "op": "declare_queue", "queue": queue, "passive": true });
-        let answers = super::witness::raw_amqp(&services::amqp(), &[asked]).unwrap();
+        let answers = witness::raw_amqp(&services::amqp(), &[asked]).unwrap();
         assert!(answers[0]["error"].as_str().is_some_and(|it| it.starts_with("404")), "{queue}");
     };
     gone(&stage.settled);

@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use dacapo_drill::description::{DESCRIPTION_BYTES_MAX, Description, Flag};
 use dacapo_drill::page::page;
-use dacapo_drill::report::Report;
+use dacapo_drill::report::{Cause, Report};
 use dacapo_drill::signature::SigningKey;
 use dacapo_drill::verdict::{Outcome, Requirement, Verdict};
 use dacapo_engine::state::ReplayId;
@@ -65,7 +65,7 @@ pub async fn run(args: &DrillArgs, settings: &Settings, output: &Output) -> anyh
         }
     };
     let asked = Asked::read(path, args, settings)?;
-    let mut signals = Signals::take()?;
+    let mut signals = Signals::take()?.and_hangup()?;
     match args.every {
         None => Ok(exit_of(once(&asked, settings, &mut signals, output).await?.verdict)),
         Some(every) => {
@@ -116,7 +116,7 @@ async fn again_and_again(
 }
 
 fn is_interrupted(report: &Report) -> bool {
-    report.facts.failure.as_ref().is_some_and(|failure| failure.problem == rehearsal::INTERRUPTED)
+    report.facts.failure.as_ref().is_some_and(|failure| failure.cause == Cause::Signal)
 }
 
 fn exit_of(verdict: Verdict) -> Exit {
@@ -137,9 +137,9 @@ async fn once(
     let report = rehearsal::rehearse(asked, &id, settings, signals, output).await?;
     let folder = asked.out.join(id.as_str());
     let bytes = report.to_json();
+    let path = write(&folder, "report.json", &bytes)?;
     // What is shown is what is read back.
     let report = Report::parse(&bytes).context("a report that was just written is read")?;
-    let path = write(&folder, "report.json", &bytes)?;
     write(&folder, "report.html", page(&report, &Digest::of(&bytes)).as_bytes())?;
     if let Some(key) = &asked.key {
         write(&folder, "report.json.sig", &key.sign(&bytes))?;

@@ -36,7 +36,7 @@ fn questions_and_answers_are_typed() {
     let drill = Description::parse(&format!("{SMALL}{more}")).unwrap();
     let [a, b, c] = drill.checks.as_slice() else { panic!("{:?}", drill.checks) };
     assert_eq!((&a.expect, a.within), (&Expect::Success, Duration::from_secs(30)));
-    assert_eq!((&b.expect, b.within), (&Expect::Number(5.0), Duration::from_secs(120)));
+    assert_eq!((&b.expect, b.within), (&Expect::Integer(5), Duration::from_secs(120)));
     assert!(matches!(c.expect, Expect::Production(_)));
     assert_eq!(c.query.to_string(), "GET http://h:1/x");
     assert!(drill.counts.is_some());
@@ -51,6 +51,21 @@ fn check_refused(more: &str, line: usize, word: &str) {
     assert!(problem.contains(word), "{problem}");
     assert_eq!(*told, line, "{problem}");
     assert!(!error.to_string().contains("sesame"), "{error}");
+}
+
+#[test]
+fn names_that_the_broker_would_make_up_times_without_end_and_passwords_in_arguments_are_refused() {
+    check_refused("[[queue]]\nname = ''\n", 5, "1 to 255 bytes");
+    check_refused("[service]\ndrain_within = '9000000000h'\n", 5, "a year");
+    check_refused("[targets]\nrto = '366d'\n", 5, "a year");
+    let secret = "'x', '--url=${DACAPO_DRILL_AMQP}'";
+    check_refused(&format!("[service]\ncommand = [{secret}]\n"), 5, "environment");
+    check_refused(&format!("[service]\nready = [{secret}]\n"), 5, "environment");
+    check_refused(&format!("[counts]\ncommand = [{secret}]\n"), 4, "environment");
+    let check = "[[check]]\nname = 'a'\ncommand = ['x']\n";
+    check_refused(&format!("{check}production = {{ command = [{secret}] }}\n"), 4, "environment");
+    check_refused(&format!("{check}expect_number = 'sesame'\n"), 7, "is a number");
+    check_refused(&format!("{check}expect_number = nan\n"), 7, "is a number");
 }
 
 #[test]
@@ -71,7 +86,7 @@ fn what_is_wrong_is_named_with_its_line() {
     check_refused("[selection]\nrejects = 'f'\n", 5, "no `rejects`");
     check_refused("[[check]]\nname = 'a'\n", 4, "one of `command`");
     check_refused("[[check]]\nname = ''\ncommand = ['x']\n", 4, "1 to 100");
-    check_refused("[[check]]\nname = 'a'\ncommand = []\n", 4, "one of `command`");
+    check_refused("[[check]]\nname = 'a'\ncommand = []\n", 4, "needs a program");
     check_refused("[[check]]\nname = 'a'\ncommand = ['x']\nsql = 's'\n", 4, "one of `command`");
     check_refused("[[check]]\nname='a'\nsql='s'\ndatabase='postgres://u:sesame@h'\n", 4, "psql");
     check_refused("[[check]]\nname='a'\ncommand=['x']\nexpect='1'\nexpect_number=1\n", 4, "one of");

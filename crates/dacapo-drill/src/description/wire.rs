@@ -106,7 +106,7 @@ struct WireCheck {
     http: Option<String>,
     timeout: Span,
     expect: Option<String>,
-    expect_number: Option<f64>,
+    expect_number: Option<Spanned<toml::Value>>,
     production: Option<WireQuery>,
     within: Span,
 }
@@ -331,7 +331,11 @@ fn typed(check: Spanned<WireCheck>, text: Text<'_>) -> Result<Check, DrillError>
     let expect = match (expect, expect_number, production) {
         (None, None, None) => Expect::Success,
         (Some(expected), None, None) => Expect::Text(expected.trim().to_owned()),
-        (None, Some(number), None) => Expect::Number(number),
+        (None, Some(number), None) => match number.get_ref() {
+            toml::Value::Integer(number) => Expect::Integer(*number),
+            toml::Value::Float(number) if number.is_finite() => Expect::Number(*number),
+            _ => return Err(text.wrong(&number.span(), "`expect_number` is a number")),
+        },
         (None, None, Some(production)) => Expect::Production(production.typed(&span, text)?),
         _ => {
             let problem = "a check has one of `expect`, `expect_number` and `production`";

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::report::tests::facts;
-use crate::report::{Failure, Report};
+use crate::report::{Cause, Failure, Report};
 
 /// The page as it is kept; `DACAPO_WRITE_GENERATED=1` writes it anew.
 const KEPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/page.html");
@@ -50,11 +50,20 @@ fn a_drill_that_measured_nothing_has_a_page() {
     (bare.rto, bare.rpo) = (None, None);
     bare.parts.clear();
     bare.checks.clear();
-    bare.failure =
-        Some(Failure { during: "environment".to_owned(), problem: "no <host>".to_owned() });
+    bare.failure = Some(Failure {
+        during: "environment".to_owned(),
+        cause: Cause::Trouble,
+        problem: "no <host>".to_owned(),
+    });
     bare.environment.left_behind = vec!["virtual host `x`".to_owned()];
     let page = shown(bare);
-    for words in ["targets missed", "no &lt;host&gt;", "not measured", "virtual host `x`"] {
+    for words in [
+        "targets missed",
+        "no &lt;host&gt;",
+        "not measured",
+        "virtual host `x`",
+        "not known to be deleted",
+    ] {
         assert!(page.contains(words), "{words}");
     }
 }

@@ -27,7 +27,11 @@ const TICKS_MAX: f64 = 7.0;
 /// About the width of two labels above the picture, side by side.
 const LABEL: f64 = 130.0;
 
-const COLOURS: [&str; 6] = ["#4a6fa5", "#6a8caf", "#3d8a8a", "#2c6e9b", "#7a6ca8", "#1a7f4b"];
+/// About the width of the label of a target that is far, with room beside it.
+const FAR_LABEL: f64 = 320.0;
+
+const COLOURS: [&str; 7] =
+    ["#4a6fa5", "#6a8caf", "#3d8a8a", "#2c6e9b", "#7a6ca8", "#1a7f4b", "#9aa7b3"];
 
 pub(super) fn timeline(facts: &Facts) -> Markup {
     let end = facts.parts.iter().map(|part| part.from + part.took).max().unwrap_or_default();
@@ -70,7 +74,10 @@ pub(super) fn timeline(facts: &Facts) -> Markup {
                     @let crowded = facts.rto.is_some_and(|rto| (at(rto.as_secs_f64()) - at(target)).abs() < LABEL);
                     text x=(n(if crowded { WIDTH - 4.0 } else { at(target) })) y="12" text-anchor=(if crowded { "end" } else { "middle" }) fill="#b3261e" { "RTO target " (seconds(Duration::from_secs_f64(target))) }
                 },
-                (None, Some(target)) => text x=(n(LEFT)) y="12" fill="#b3261e" { "RTO target " (seconds(Duration::from_secs_f64(target))) ", far beyond this picture" },
+                (None, Some(target)) => {
+                    @let crowded = facts.rto.is_some_and(|rto| at(rto.as_secs_f64()) < LEFT + FAR_LABEL);
+                    text x=(n(if crowded { WIDTH - 4.0 } else { LEFT })) y="12" text-anchor=(if crowded { "end" } else { "start" }) fill="#b3261e" { "RTO target " (seconds(Duration::from_secs_f64(target))) ", far beyond this picture" }
+                },
                 (None, None) => {},
             }
         }

@@ -91,6 +91,7 @@ pub(crate) fn facts() -> Facts {
             part("replay", 4_300, 31_000),
             part("drain", 35_300, 22_000),
             part("checks", 57_300, 1_500),
+            part("confirm", 58_800, 6_100),
         ],
         rto: Some(secs(58_800)),
         rto_target: Some(secs(90_000)),
@@ -192,7 +193,7 @@ proptest! {
     fn whatever_text_comes_a_report_is_read_as_it_was_written(text in ".*", found in ".*") {
         let mut facts = facts();
         facts.name = text.clone();
-        facts.failure = Some(Failure { during: "plan".to_owned(), problem: text });
+        facts.failure = Some(Failure { during: "plan".to_owned(), cause: Cause::Signal, problem: text });
         facts.checks[0].found = found;
         let report = Report::new(facts);
         prop_assert_eq!(Report::parse(&report.to_json()).unwrap(), report);

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::report::tests::facts;
-use crate::report::{Failure, Report};
+use crate::report::{Cause, Failure, Report};
 
 /// Changes the facts of a drill that met everything, and checks the one requirement that this costs.
 #[track_caller]
@@ -24,7 +24,7 @@ fn check(change: impl FnOnce(&mut Facts), name: &str, outcome: Outcome) {
 fn a_drill_that_met_everything_is_met() {
     let report = Report::new(facts());
     assert_eq!(report.verdict, Verdict::Met, "{:?}", report.requirements);
-    assert_eq!(report.requirements.len(), 9);
+    assert_eq!(report.requirements.len(), 10);
 }
 
 #[test]
@@ -52,8 +52,11 @@ fn each_thing_that_is_missed_costs_the_verdict() {
     let service = |it: &mut Facts| it.reconciliation.as_mut().unwrap().rows[0].service = Some(1);
     check(service, "service has what the archive gave", Missed);
     check(|it| it.checks[0].green = false, "check: every order is there", Missed);
-    let failure = Failure { during: "plan".to_owned(), problem: "no".to_owned() };
+    let failure =
+        Failure { during: "plan".to_owned(), cause: Cause::Trouble, problem: "no".to_owned() };
     check(|it| it.failure = Some(failure), "drill carried out", Missed);
+    let left = |it: &mut Facts| it.environment.left_behind.push("virtual host `v`".to_owned());
+    check(left, "environment taken down", Missed);
 }
 
 #[test]
@@ -63,6 +66,8 @@ fn what_was_not_measured_is_not_met() {
     check(|it| it.rpo = None, "recovery point (RPO)", NotMeasured);
     check(|it| it.archive = None, "archive without gaps", NotMeasured);
     check(|it| it.service.drained = Drained::NotReached, "service drained its queue", NotMeasured);
+    let unknown = |it: &mut Facts| it.service.drained = Drained::NothingWaits;
+    check(unknown, "service drained its queue", NotMeasured);
     check(|it| it.reconciliation = None, "target has what the archive gave", NotMeasured);
     let unasked = |it: &mut Facts| (it.checks[0].tries, it.checks[0].green) = (0, true);
     check(unasked, "check: every order is there", NotMeasured);
@@ -93,5 +98,5 @@ fn what_nobody_asked_for_is_no_requirement() {
     (facts.rto_target, facts.rpo_target, facts.rto, facts.rpo) = (None, None, None, None);
     facts.reconciliation.as_mut().unwrap().service = ServiceSeen::NotAsked;
     let report = Report::new(facts);
-    assert_eq!((report.verdict, report.requirements.len()), (Verdict::Met, 6));
+    assert_eq!((report.verdict, report.requirements.len()), (Verdict::Met, 7));
 }

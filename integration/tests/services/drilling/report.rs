@@ -6,7 +6,7 @@ use dacapo_integration::environment;
 use super::stage::{Drilled, EVENTS, Stage};
 
 /// Room for the page up to its evidence.
-const SIZE: (u32, u32) = (960, 1290);
+const SIZE: (u32, u32) = (960, 1355);
 
 /// Checks that the page shows the drill, as a picture and on paper. `DACAPO_WRITE_GENERATED=1` keeps the
 /// picture for the documents.

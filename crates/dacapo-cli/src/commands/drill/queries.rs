@@ -24,11 +24,16 @@ use super::service::Group;
 /// The most bytes of an answer: a number, a line, or the counts of a thousand types.
 const ANSWER_BYTES_MAX: usize = 256 * 1024;
 
+/// What is shown in place of a secret.
+const HIDDEN: &str = "(hidden)";
+
 /// What commands and questions are told of the drill, and where they leave what they say besides.
 #[derive(Debug, Clone)]
 pub struct Told {
     /// Names and values for the environment; `${NAME}` in a description stands for them as well.
     pub variables: Vec<(&'static str, String)>,
+    /// What no answer and no problem shows: the broker's URL and its password.
+    pub secrets: Vec<String>,
     /// The folder of the drill's report.
     pub folder: PathBuf,
 }
@@ -40,6 +45,11 @@ impl Told {
             text.replace(&format!("${{{name}}}"), value)
         };
         self.variables.iter().fold(text.to_owned(), put)
+    }
+
+    /// Returns a text without the secrets, to be shown.
+    pub fn hide(&self, text: &str) -> String {
+        self.secrets.iter().fold(text.to_owned(), |text, secret| text.replace(secret, HIDDEN))
     }
 
     /// Returns a command that is told of the drill; its group is ended with it.
@@ -87,13 +97,13 @@ async fn within(
 async fn run(words: &[String], told: &Told) -> Result<String, String> {
     let mut command = told.command(words);
     let log = told.log("checks.log").map_err(|error| format!("no log: {error}"))?;
-    let mut child = command
+    let child = command
         .stdout(Stdio::piped())
         .stderr(log)
         .spawn()
         .map_err(|error| format!("failed to start `{}`: {error}", words[0]))?;
-    let _group = Group::of(&child);
-    let stdout = child.stdout.take().expect("its stdout is a pipe");
+    let mut group = Group::of(child);
+    let stdout = group.child.stdout.take().expect("its stdout is a pipe");
     let mut stdout = stdout.take(ANSWER_BYTES_MAX as u64 + 1);
     let mut answer = Vec::new();
     stdout
@@ -103,7 +113,7 @@ async fn run(words: &[String], told: &Told) -> Result<String, String> {
     if answer.len() > ANSWER_BYTES_MAX {
         return Err(format!("its answer has more than {ANSWER_BYTES_MAX} bytes"));
     }
-    let status = child.wait().await.map_err(|error| error.to_string())?;
+    let status = group.ended().await.map_err(|error| error.to_string())?;
     match status.success() {
         true => String::from_utf8(answer).map_err(|_| "its answer is no text".to_owned()),
         false => Err(format!("{status}; what it said is in checks.log")),
@@ -141,14 +151,20 @@ async fn get(url: &str) -> Result<String, String> {
 async fn sqlite(sql: String, path: PathBuf, timeout: Duration) -> Result<String, String> {
     let open = move || open(&path, timeout);
     let database = tokio::task::spawn_blocking(open).await.map_err(|error| error.to_string())??;
-    let stop = database.get_interrupt_handle();
+    let _stop = Interrupts(database.get_interrupt_handle());
     let mut asking = tokio::task::spawn_blocking(move || rows(&database, &sql));
     match tokio::time::timeout(timeout, &mut asking).await {
         Ok(answer) => answer.map_err(|error| error.to_string())?,
-        Err(_) => {
-            stop.interrupt();
-            Err(format!("no answer within {timeout:?}"))
-        }
+        Err(_) => Err(format!("no answer within {timeout:?}")),
+    }
+}
+
+/// Ends a statement that nobody waits for any more.
+struct Interrupts(InterruptHandle);
+
+impl Drop for Interrupts {
+    fn drop(&mut self) {
+        self.0.interrupt();
     }
 }
 

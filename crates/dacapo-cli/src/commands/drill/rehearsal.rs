@@ -1,9 +1,13 @@
 //! One drill: makes the environment, restores there, measures, takes everything down, and tells what
 //! was measured. What goes wrong on the way is a fact of the report.
 
+use std::fs::DirBuilder;
+use std::os::unix::fs::DirBuilderExt;
 use std::time::Duration;
 
-use dacapo_drill::report::{self, Facts, Failure as BrokenOff, Part, Report, Rpo, RpoSource};
+use dacapo_drill::report::{
+    self, Cause, Facts, Failure as BrokenOff, Part, Report, Rpo, RpoSource,
+};
 use dacapo_engine::state::ReplayId;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -54,6 +58,11 @@ impl Stopwatch {
         now
     }
 
+    /// Returns how long after the start a moment was.
+    pub fn at_moment(&self, moment: Instant) -> Duration {
+        moment.saturating_duration_since(self.began)
+    }
+
     /// Returns the part at hand, or the last one.
     fn at(&self) -> String {
         let last = || self.parts.last().map_or("start", |part| part.name.as_str());
@@ -79,6 +88,16 @@ impl Ending {
             () = tokio::time::sleep(END_DEADLINE) => {}
             () = signals.next() => {}
         }
+    }
+
+    /// Waits for the signal that ends a drill at once, while its evidence is gathered and everything is
+    /// taken down: the second that came.
+    async fn at_once(&self, signals: &mut Signals) {
+        if !*self.asked.borrow() {
+            signals.next().await;
+            self.asked.send_replace(true);
+        }
+        signals.next().await;
     }
 
     /// Waits until a signal came.
@@ -111,7 +130,7 @@ pub async fn rehearse(
         Some(url) => Some(lag::of_archiver(url).await),
     };
 
-    let (counted, ending) = (Counted::default(), Ending::default());
+    let (counted, ending) = (Counted::until(facts.began), Ending::default());
     let stage = Stage { asked, told: &told, counted: &counted, ending: &ending, output };
     let mut running = None;
     let mut watch = Stopwatch::start();
@@ -119,24 +138,31 @@ pub async fn rehearse(
         worked = stage.work(&mut environment, &mut running, &mut facts, &mut watch) => worked,
         () = ending.of(signals) => Err(Failure::usage(INTERRUPTED).into()),
     };
+    let was_asked = *ending.asked.borrow();
     if let Err(error) = worked {
-        let problem = words(error.as_ref());
+        let problem = told.hide(&words(error.as_ref()));
         output.talk(&format!("broken off during {}: {problem}", watch.at()));
-        facts.failure = Some(BrokenOff { during: watch.at(), problem });
+        let cause = if was_asked { Cause::Signal } else { Cause::Trouble };
+        facts.failure = Some(BrokenOff { during: watch.at(), cause, problem });
     }
     watch.end();
 
     let evidence_and_end = async {
         stage.reconcile(&environment, &mut facts).await;
-        if let Some(running) = running {
-            running.stop().await;
+        if let Some(running) = running
+            && let Some(ended) = running.stop().await
+        {
+            facts.service.ended = Some(ended);
         }
         environment.take_down().await
     };
     let left = tokio::select! {
         left = evidence_and_end => Some(left),
-        () = signals.next() => None,
+        () = ending.at_once(signals) => None,
     };
+    if !was_asked && *ending.asked.borrow() {
+        interrupted(&mut facts.failure);
+    }
     let left = left.unwrap_or_else(|| environment.what_is_left());
     for what in &left {
         output.talk(&format!("warning: could not take down {what}"));
@@ -148,18 +174,44 @@ pub async fn rehearse(
     Ok(Report::new(facts))
 }
 
+/// Notes that a signal came while the evidence was gathered or everything was taken down.
+fn interrupted(failure: &mut Option<BrokenOff>) {
+    let before = failure.take();
+    let (during, problem) = match before {
+        None => ("evidence".to_owned(), INTERRUPTED.to_owned()),
+        Some(before) => (before.during, format!("{}; then {INTERRUPTED}", before.problem)),
+    };
+    *failure = Some(BrokenOff { during, cause: Cause::Signal, problem });
+}
+
 /// Returns what commands are told.
 fn told(asked: &Asked, id: &ReplayId, environment: &Environment) -> anyhow::Result<Told> {
     let folder = asked.out.join(id.as_str());
-    std::fs::create_dir_all(&folder).map_err(|error| Failure::file("make", &folder, &error))?;
+    let made = std::fs::create_dir_all(&asked.out).and_then(|()| {
+        // What a service and commands say besides is nobody else's.
+        DirBuilder::new().recursive(true).mode(0o700).create(&folder)
+    });
+    made.map_err(|error| Failure::file("make", &folder, &error))?;
+    let url = environment.broker()?.url.reveal();
     let variables = vec![
         ("DACAPO_DRILL_ID", id.to_string()),
-        ("DACAPO_DRILL_AMQP", environment.broker()?.url.reveal()),
+        ("DACAPO_DRILL_AMQP", url.clone()),
         ("DACAPO_DRILL_VHOST", environment.vhost().to_owned()),
         ("DACAPO_DRILL_QUEUE", asked.description.queue.clone()),
         ("DACAPO_DRILL_FOLDER", folder.display().to_string()),
     ];
-    Ok(Told { variables, folder })
+    Ok(Told { variables, secrets: secrets(url), folder })
+}
+
+/// Returns what must not be shown of a broker's URL: all of it, and its password in each form.
+fn secrets(url: String) -> Vec<String> {
+    let login = url.split_once("://").and_then(|(_, rest)| Some(rest.split_once('@')?.0));
+    let encoded = login.and_then(|login| login.split_once(':')).map(|(_, password)| password);
+    let encoded = encoded.unwrap_or_default().to_owned();
+    let password = dacapo_event::percent::decode(&encoded).unwrap_or_default();
+    let mut secrets = vec![url, password, encoded];
+    secrets.retain(|secret| !secret.is_empty());
+    secrets
 }
 
 fn nothing_yet(
@@ -206,6 +258,9 @@ fn rpo(
     output: &Output,
 ) -> Option<Rpo> {
     let newest = counted.given().newest;
+    if newest.is_none() && facts.replay.is_some() && lag.is_none() {
+        output.talk("warning: nothing that was replayed was archived before the drill began");
+    }
     match lag {
         Some(Ok(time)) => Some(Rpo { time, newest, source: RpoSource::ArchiverLag }),
         Some(Err(problem)) => {
@@ -217,5 +272,33 @@ fn rpo(
             newest: Some(newest),
             source: RpoSource::UpperBound,
         }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_signal_is_noted_beside_what_went_wrong_before() {
+        let mut failure = None;
+        interrupted(&mut failure);
+        let noted = failure.as_ref().unwrap();
+        assert_eq!((noted.cause, noted.problem.as_str()), (Cause::Signal, INTERRUPTED));
+        let (during, problem) = ("plan".to_owned(), "no host".to_owned());
+        failure = Some(BrokenOff { during, cause: Cause::Trouble, problem });
+        interrupted(&mut failure);
+        let noted = failure.unwrap();
+        assert_eq!(noted.during, "plan");
+        assert_eq!(noted.problem, format!("no host; then {INTERRUPTED}"));
+    }
+
+    #[test]
+    fn a_password_is_hidden_in_each_form() {
+        let url = "amqp://u:se%2Fsame@h:5672/v".to_owned();
+        let told = Told { variables: Vec::new(), secrets: secrets(url.clone()), folder: "".into() };
+        let hidden = told.hide(&format!("{url} se/same se%2Fsame"));
+        assert!(!hidden.contains("same"), "{hidden}");
+        assert_eq!(secrets("amqps://h:5671/v?auth_mechanism=external".to_owned()).len(), 1);
     }
 }

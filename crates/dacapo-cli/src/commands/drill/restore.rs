@@ -255,22 +255,28 @@ impl Stage<'_> {
             facts.service.drained = Drained::No(why);
             return Ok(());
         }
-        if description.checks.is_empty() {
-            facts.service.drained = drain.until_nothing_is_unacked().await?;
-            let took = watch.end();
-            facts.rto = is_drained(&facts.service.drained).then_some(took);
-            return Ok(());
-        }
-        watch.part("checks", self.output);
-        // Whether everything is acked shows some seconds late; that is no part of the recovery.
+        // Whether everything is acked shows some seconds late, which is no part of the recovery; when it
+        // was is.
         let checked = async {
+            if !description.checks.is_empty() {
+                watch.part("checks", self.output);
+            }
             let results = checks::run(&description.checks, self.told).await;
-            (results, watch.end())
+            let took = watch.end();
+            watch.part("confirm", self.output);
+            (results, took)
         };
-        let (drained, (results, took)) = tokio::join!(drain.until_nothing_is_unacked(), checked);
-        facts.rto = results.iter().all(|result| result.green).then_some(took);
+        let (acked, (results, took)) = tokio::join!(drain.until_nothing_is_unacked(), checked);
         facts.checks = results;
-        facts.service.drained = drained?;
+        let acked = acked?;
+        facts.service.drained = acked.drained;
+        if facts.service.drained == Drained::Yes {
+            // One that was green too early may not be any more.
+            checks::again(&description.checks, self.told, &mut facts.checks).await;
+            let green = facts.checks.iter().all(|result| result.green);
+            let acked = acked.since.map_or(took, |since| watch.at_moment(since));
+            facts.rto = green.then_some(took.max(acked));
+        }
         Ok(())
     }
 
@@ -282,10 +288,14 @@ impl Stage<'_> {
         let (seen, counts) = match &self.asked.description.counts {
             None => (ServiceSeen::NotAsked, BTreeMap::new()),
             Some(query) => {
-                let answer = queries::ask(query, self.told).await;
+                let answer = tokio::select! {
+                    answer = queries::ask(query, self.told) => answer,
+                    () = self.ending.is_asked() => Err("not asked to the end".to_owned()),
+                };
                 match answer.and_then(|answer| queries::counts(&answer)) {
                     Ok(counts) => (ServiceSeen::Asked, counts),
                     Err(problem) => {
+                        let problem = self.told.hide(&problem);
                         self.output.talk(&format!("warning: the service's counts: {problem}"));
                         (ServiceSeen::Failed, BTreeMap::new())
                     }
@@ -296,10 +306,6 @@ impl Stage<'_> {
         let got = environment.witness.is_some().then_some(&*got);
         facts.reconciliation = Some(Reconciliation::new(&given.tallies, got, seen, &counts));
     }
-}
-
-fn is_drained(drained: &Drained) -> bool {
-    matches!(drained, Drained::Yes | Drained::NothingWaits)
 }
 
 /// Returns what the archive lacks, in words.

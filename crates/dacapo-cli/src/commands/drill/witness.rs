@@ -37,8 +37,10 @@ const FAILURES_MAX: u32 = 10;
 const CONNECT_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Both sides.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Counted {
+    /// When the drill began.
+    began: Timestamp,
     given: Mutex<Given>,
     got: Mutex<Tallies>,
 }
@@ -48,17 +50,23 @@ pub struct Counted {
 pub struct Given {
     /// By type.
     pub tallies: Tallies,
-    /// When the newest event was archived.
+    /// When the newest event was archived, of those that were before the drill began: an archive that
+    /// grows meanwhile, or a clock that goes wrong, makes no recovery better.
     pub newest: Option<Timestamp>,
 }
 
 impl Counted {
+    /// Returns that of a drill that began then.
+    pub fn until(began: Timestamp) -> Self {
+        Counted { began, given: Mutex::default(), got: Mutex::default() }
+    }
+
     /// Counts an event that is about to be published, and names its type in the message.
     pub fn look(&self, event: &Event, message: &mut Message) {
         let kind = if event.kind.len() <= TYPE_BYTES_MAX { &event.kind } else { OTHER_TYPES };
         let mut given = self.given();
         given.tallies.add(kind, event.id.as_bytes(), &event.message.body);
-        given.newest = given.newest.max(Some(event.archived_at));
+        given.newest = newest(given.newest, event.archived_at, self.began);
         let headers = message.properties.headers.get_or_insert_with(FieldTable::new);
         headers.insert(TYPE, FieldValue::text(kind));
     }
@@ -153,6 +161,11 @@ impl Counted {
     }
 }
 
+/// Returns the newest that was archived before a drill began.
+fn newest(before: Option<Timestamp>, archived: Timestamp, began: Timestamp) -> Option<Timestamp> {
+    before.max(Some(archived).filter(|archived| *archived <= began))
+}
+
 /// Whether nothing more is published.
 fn told(published: &watch::Receiver<Published>) -> bool {
     *published.borrow() != Published::Some || published.has_changed().is_err()
@@ -213,5 +226,19 @@ impl Connect for Witnessed {
 
     async fn dismantle(&self) -> Result<(), BusError> {
         self.target.dismantle().await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_archived_after_the_start_does_not_make_the_recovery_point_better() {
+        let at = Timestamp::from_secs;
+        assert_eq!(newest(None, at(5), at(4)), None);
+        assert_eq!(newest(Some(at(3)), at(5), at(4)), Some(at(3)));
+        assert_eq!(newest(Some(at(3)), at(4), at(4)), Some(at(4)));
+        assert_eq!(newest(Some(at(3)), at(2), at(4)), Some(at(3)));
     }
 }
