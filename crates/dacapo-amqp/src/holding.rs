@@ -26,8 +26,9 @@ pub enum Found {
     Made,
 }
 
-/// Makes sure that a queue is there: one that is stays as it is, else a durable quorum queue is made,
-/// with no other setting.
+/// Makes sure that a service's queue is there: one that is stays as it is, else it is made as
+/// [`declare_service`](crate::declare_service) makes it, so that a service that declares it so can
+/// take it over.
 ///
 /// # Errors
 /// No connection, or no permission.
@@ -35,10 +36,8 @@ pub async fn ensure_queue(broker: &Broker, queue: &str) -> Result<Found, BusErro
     if queue_state(broker, queue).await?.is_some() {
         return Ok(Found::There);
     }
-    let mut arguments = FieldTable::default();
-    arguments.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
     let session = broker.connect().await?;
-    let declared = declare(&session, queue, arguments).await;
+    let declared = declare(&session, queue, topology::service_arguments()).await;
     session.close().await;
     declared.map(|()| Found::Made)
 }

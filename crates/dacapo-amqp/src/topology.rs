@@ -100,8 +100,7 @@ pub async fn declare_service(
     let peer = broker.peer();
     let (queue, dead_letters) = (name_of(queue, &peer)?, name_of(dead_letters, &peer)?);
     let session = broker.connect().await?;
-    let queues =
-        [(&dead_letters, refusing(lasting_arguments())), (&queue, single(lasting_arguments()))];
+    let queues = [(&dead_letters, refusing(lasting_arguments())), (&queue, service_arguments())];
     let declared = declare_and_bind(&session, queues, &queue, bindings).await;
     session.close().await;
     declared
@@ -145,6 +144,12 @@ fn lasting_arguments() -> FieldTable {
         .insert("x-queue-type".into(), text("quorum"))
         .insert("x-delivery-limit".into(), AMQPValue::LongInt(DELIVERIES_MAX));
     arguments
+}
+
+/// Returns the arguments of a service's queue, whoever makes it: declared with others, it would be
+/// refused.
+pub(crate) fn service_arguments() -> FieldTable {
+    single(lasting_arguments())
 }
 
 /// Returns the arguments of both of an archiver's queues. Publishers' messages are refused rather

@@ -26,7 +26,7 @@ mod state;
 
 pub mod held;
 
-pub use description::{Bound, Description};
+pub use description::{Bound, Description, MARGIN_DEFAULT};
 pub use journal::Journal;
 pub use marks::{Mark, mark_message};
 pub use next::{ANSWER_FRESH, Facts, Step, next};
@@ -39,13 +39,16 @@ pub use state::{Backfills, Locked};
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct BackfillId(String);
 
-/// Which of an attempt's two barriers.
+/// Which of an attempt's barriers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Barrier {
     /// Before the holding queue is bound.
     First,
     /// After it.
     Second,
+    /// After the second, to the archivers' parking queues: what expired on its way to the second
+    /// comes by way of these.
+    Parked,
 }
 
 impl BackfillId {
@@ -79,6 +82,7 @@ impl BackfillId {
         let which = match barrier {
             Barrier::First => 1,
             Barrier::Second => 2,
+            Barrier::Parked => 3,
         };
         let text = format!("backfill-{self}-{attempt}.{which}-{queue}");
         text.parse().expect("an id, three numbers and dashes are a barrier's id")

@@ -61,6 +61,17 @@ impl Management {
         let path = format!("queues/{}/{}?{columns}", encode(vhost), encode(queue));
         Ok(read(&self.get(&path, tags::MONITORING).await?))
     }
+
+    /// Returns how many messages a queue has in all, dead letters that it hands on among them, or
+    /// nothing while the plugin has no statistics of it; the user needs the tag `monitoring` and access
+    /// to the virtual host.
+    ///
+    /// # Errors
+    /// No connection or no answer in time, the account refused, no such queue. Cancel-safe.
+    pub async fn messages(&self, vhost: &str, queue: &str) -> Result<Option<u64>, ManagementError> {
+        let path = format!("queues/{}/{}?columns=messages", encode(vhost), encode(queue));
+        Ok(self.get(&path, tags::MONITORING).await?["messages"].as_u64())
+    }
 }
 
 fn read(answer: &Value) -> Option<Unacked> {

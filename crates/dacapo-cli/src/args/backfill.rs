@@ -20,7 +20,8 @@ use super::{PaceArgs, PreflightArgs};
 pub struct BackfillArgs {
     #[command(subcommand)]
     pub command: Option<BackfillCommand>,
-    /// The queue of the new service; made as a durable quorum queue if it is not there
+    /// The queue of the new service; if it is not there it is made as a service of dacapo declares it:
+    /// a durable quorum queue with a single active consumer and no delivery limit
     #[arg(long, value_name = "QUEUE", required = true)]
     pub queue: Option<String>,
     /// Exchange to bind it to in the end, all of it or what a pattern matches, as for `archive run`;
@@ -37,6 +38,10 @@ pub struct BackfillArgs {
     /// Begin to hold live events once what is not played is younger than this
     #[arg(long, default_value = "1m", value_parser = parse_duration, value_name = "TIME")]
     pub max_behind: Duration,
+    /// How long to wait, after each binding, for what publishers had on its way; longer if they use AMQP
+    /// transactions that take longer
+    #[arg(long, default_value = "5s", value_parser = parse_duration, value_name = "TIME")]
+    pub margin: Duration,
     /// Play what there is of an archive that lacks segments
     #[arg(long)]
     pub accept_gaps: bool,
@@ -123,5 +128,8 @@ pub enum BackfillCommand {
     Cancel {
         /// Its id, or the beginning or end of it
         id: String,
+        /// Even if the holding queue, which should be there, is not: what it held is lost to the queue
+        #[arg(long)]
+        holding_is_gone: bool,
     },
 }

@@ -35,8 +35,8 @@ pub async fn run(
         }
         Some(BackfillCommand::Ls) => show::ls(&backfills, output),
         Some(BackfillCommand::Show { id }) => show::show(id, &backfills, output),
-        Some(BackfillCommand::Cancel { id }) => {
-            show::cancel(id, &backfills, settings, output).await
+        Some(BackfillCommand::Cancel { id, holding_is_gone }) => {
+            show::cancel(id, *holding_is_gone, &backfills, settings, output).await
         }
     }
 }
@@ -63,7 +63,8 @@ async fn resume(
     begin::check_archive(&description, &store)?;
     // Told before anything goes on: whoever starts it again decides how long to wait for a broker
     // that is down.
-    broker::probe(&description, settings).await?;
+    broker::check(&description, settings).await?;
+    broker::check_target(&description, &standing, settings).await?;
     if let Some(changed) = changes.apply(&description) {
         backfills.write_description(&locked, &changed)?;
         description = changed;

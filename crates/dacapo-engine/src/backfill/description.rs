@@ -16,6 +16,13 @@ use crate::request::Request;
 /// The version of a saved description; a reader refuses a higher one.
 const FORMAT: u32 = 1;
 
+/// How long after a binding what was routed without it may still come, if nothing else is asked: a
+/// publisher's process looks up the queues and then delivers, within milliseconds unless it is
+/// suspended or blocked by flow control; and from RabbitMQ 4.0 the other nodes of a cluster learn of a
+/// binding a moment later. In an AMQP transaction it looks them up when it publishes and delivers when
+/// it commits, so such publishers need a margin of their longest transaction.
+pub const MARGIN_DEFAULT: Duration = Duration::from_secs(5);
+
 /// What is asked of a backfill.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Description {
@@ -28,6 +35,8 @@ pub struct Description {
     pub archiver_queues: Vec<String>,
     /// How old what is not played may be when live events begin to be held.
     pub behind_max: Duration,
+    /// How long after a binding, or an expiration, what was on its way by then may still come.
+    pub margin: Duration,
     /// Whether an archive that lacks events will do.
     pub accept_gaps: bool,
     /// Where an event's attributes are, as its archivers look for them.
@@ -36,6 +45,10 @@ pub struct Description {
     pub wishes: Wishes,
     /// Where the archive is.
     pub archive: String,
+    /// The virtual host that it is in; an older dacapo did not write it down.
+    pub vhost: Option<String>,
+    /// What the broker calls its cluster, if it does.
+    pub cluster: Option<String>,
     /// What was not looked at, one sentence each.
     pub unchecked: Vec<String>,
     /// When it was asked.
@@ -70,6 +83,7 @@ struct DescriptionJson {
     bindings: Vec<(String, String)>,
     archiver_queues: Vec<String>,
     max_behind_ms: u64,
+    margin_ms: Option<u64>,
     accept_gaps: bool,
     id_from: Vec<String>,
     time_from: Vec<String>,
@@ -78,6 +92,8 @@ struct DescriptionJson {
     require_consumer: bool,
     overrides: Vec<String>,
     archive: String,
+    vhost: Option<String>,
+    cluster: Option<String>,
     unchecked: Vec<String>,
     made_at: String,
 }
@@ -92,6 +108,7 @@ pub(super) fn to_json(description: &Description) -> Value {
         bindings: description.bindings.iter().map(bound).collect(),
         archiver_queues: description.archiver_queues.clone(),
         max_behind_ms: u64::try_from(description.behind_max.as_millis()).unwrap_or(u64::MAX),
+        margin_ms: Some(u64::try_from(description.margin.as_millis()).unwrap_or(u64::MAX)),
         accept_gaps: description.accept_gaps,
         id_from: texts(&rules.id),
         time_from: texts(&rules.time),
@@ -100,6 +117,8 @@ pub(super) fn to_json(description: &Description) -> Value {
         require_consumer: wishes.require_consumer,
         overrides: wishes.overrides.iter().map(Check::to_string).collect(),
         archive: description.archive.clone(),
+        vhost: description.vhost.clone(),
+        cluster: description.cluster.clone(),
         unchecked: description.unchecked.clone(),
         made_at: description.made_at.to_string(),
     };
@@ -134,6 +153,7 @@ pub(super) fn from_json(path: &str, text: &[u8]) -> Result<Description, EngineEr
             .collect(),
         archiver_queues: json.archiver_queues,
         behind_max: Duration::from_millis(json.max_behind_ms),
+        margin: json.margin_ms.map_or(MARGIN_DEFAULT, Duration::from_millis),
         accept_gaps: json.accept_gaps,
         rules: AttributeRules {
             id: places(json.id_from)?,
@@ -146,6 +166,8 @@ pub(super) fn from_json(path: &str, text: &[u8]) -> Result<Description, EngineEr
             overrides: overrides.map_err(parsed)?,
         },
         archive: json.archive,
+        vhost: json.vhost,
+        cluster: json.cluster,
         unchecked: json.unchecked,
         made_at: json.made_at.parse().map_err(parsed)?,
     })

@@ -22,10 +22,10 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use self::book::Book;
 use super::standing::{Past, Standing};
-use super::{BackfillId, Journal, Remembered};
+use super::{BackfillId, Journal, Mark, Remembered};
 use crate::EngineError;
 
-mod book;
+pub(super) mod book;
 
 /// So few waiting are little: half a second at 2,000/s. They are what a switch delivers late.
 pub const LITTLE_HELD: u64 = 1_000;
@@ -42,9 +42,13 @@ const BATCHES_AHEAD: usize = 1;
 /// How often the depth of the holding queue is asked.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// After the last mark the rest is there if nothing came for so long: what expired on the way comes
-/// through the parking queue, for which the broker takes milliseconds.
-const DRAIN_QUIET: Duration = Duration::from_secs(2);
+/// After the last mark the rest is there if nothing came for so long, where nothing expires.
+pub const DRAIN_QUIET: Duration = Duration::from_secs(2);
+
+/// And where something may have: it comes through the parking queue, for which the broker takes
+/// milliseconds, but tries again after three minutes if the parking queue did not take it (RabbitMQ's
+/// `dead_letter_worker_publisher_confirm_timeout`, 180 s).
+pub const EXPIRED_QUIET: Duration = Duration::from_secs(200);
 
 /// How long opening a source may take, TLS and a slow name server included.
 const OPEN_DEADLINE: Duration = Duration::from_secs(30);
@@ -72,6 +76,9 @@ pub enum Ended {
     Done,
     /// It was told to stop.
     Interrupted,
+    /// The broker took this mark out of its place, where it says nothing any more: it is to be
+    /// published again, and then to be passed over where it is.
+    Displaced(Mark),
 }
 
 /// What passes on.
@@ -86,6 +93,10 @@ pub struct Forwarder<'a> {
     pub rules: &'a AttributeRules,
     /// What history has as well.
     pub remembered: &'a Remembered,
+    /// Marks that were published again, because the first ones lost their place.
+    pub marked_again: &'a [Mark],
+    /// After how long without a delivery nothing comes any more, once the last mark is passed.
+    pub quiet: Duration,
     /// What becomes of priorities.
     pub priority: Priority,
     /// How to publish.
@@ -110,6 +121,10 @@ pub struct Holding {
 struct Settled {
     /// The number of the last message up to which all are confirmed.
     serial: u64,
+    /// What the publisher may have sent twice by itself, in this run.
+    possible_repeats: u64,
+    /// And out of order.
+    reordered: u64,
 }
 
 /// Tells the feeding side what is settled. The durable record is the ack, which that side gives.
@@ -120,8 +135,9 @@ struct Teller {
 impl dacapo_republish::Journal<u64> for Teller {
     type Error = EngineError;
 
-    fn settled(&mut self, last: &u64, _: &Totals) -> Result<(), EngineError> {
-        self.settled.send_replace(Settled { serial: *last });
+    fn settled(&mut self, last: &u64, totals: &Totals) -> Result<(), EngineError> {
+        let Totals { possible_repeats, reordered, .. } = *totals;
+        self.settled.send_replace(Settled { serial: *last, possible_repeats, reordered });
         Ok(())
     }
 
@@ -165,11 +181,11 @@ impl Forwarder<'_> {
             holding,
         };
         let (ended, fed) = tokio::join!(publish, feed.run(batches, told));
+        let Totals { possible_repeats, reordered, .. } = ended.totals;
+        feed.book.note_publishers(possible_repeats, reordered);
         drop(feed);
-        // What the publisher sent twice by itself comes from no second delivery.
-        standing.counts.passed_again += ended.totals.possible_repeats;
-        let done = fed?;
         journal.write(standing)?;
+        let done = fed?;
         let error = match ended.how {
             How::Completed => return Ok(done),
             How::Interrupted => return Ok(Ended::Interrupted),
@@ -234,7 +250,7 @@ impl Feed<'_> {
         let mut outcome = Ended::Interrupted;
         loop {
             // Without more to come the publisher completes.
-            if outcome == Ended::Done && self.book.batch_len() == 0 {
+            if outcome != Ended::Interrupted && self.book.batch_len() == 0 {
                 batches = None;
             }
             let wants = outcome == Ended::Interrupted
@@ -254,8 +270,8 @@ impl Feed<'_> {
             };
             match turn {
                 Turn::Settled => {
-                    let serial = told.borrow_and_update().serial;
-                    self.settle(serial).await?;
+                    let settled = told.borrow_and_update().clone();
+                    self.settle(&settled).await?;
                 }
                 Turn::Ended => break,
                 // A publisher that has ended takes nothing more, and says why there.
@@ -265,23 +281,26 @@ impl Feed<'_> {
                 Turn::Sent => {}
                 Turn::Delivered(Ok(Some(delivery))) => {
                     (self.losses, self.heard) = (0, Instant::now());
-                    self.book.deliver(delivery);
+                    if let Some(mark) = self.book.deliver(delivery) {
+                        outcome = Ended::Displaced(mark);
+                    }
                     if self.book.has_settled() {
-                        self.settle(told.borrow().serial).await?;
+                        let settled = told.borrow().clone();
+                        self.settle(&settled).await?;
                     }
                 }
                 Turn::Delivered(Ok(None)) => self.lost(None)?,
                 Turn::Delivered(Err(error)) => self.lost(Some(error))?,
                 Turn::Reopen => self.open().await?,
                 Turn::Look => {
-                    if self.look().await? {
+                    if self.look().await? && outcome == Ended::Interrupted {
                         outcome = Ended::Done;
                     }
                 }
             }
         }
-        let serial = told.borrow().serial;
-        self.settle(serial).await?;
+        let settled = told.borrow().clone();
+        self.settle(&settled).await?;
         if let Some(mut source) = self.source.take()
             && let Err(error) = source.close().await
         {
@@ -291,8 +310,9 @@ impl Feed<'_> {
     }
 
     /// Counts and acks what is settled.
-    async fn settle(&mut self, serial: u64) -> Result<(), EngineError> {
-        let Some(tag) = self.book.settle(serial)? else { return Ok(()) };
+    async fn settle(&mut self, settled: &Settled) -> Result<(), EngineError> {
+        self.book.note_publishers(settled.possible_repeats, settled.reordered);
+        let Some(tag) = self.book.settle(settled.serial)? else { return Ok(()) };
         if let Some(source) = &mut self.source
             && let Err(error) = source.ack(tag).await
         {
@@ -316,7 +336,7 @@ impl Feed<'_> {
         Ok(match self.until {
             Until::LittleHeld => self.book.seen >= Past::History && depth <= LITTLE_HELD,
             Until::Closed => {
-                let quiet = self.heard.elapsed() >= DRAIN_QUIET;
+                let quiet = self.heard.elapsed() >= self.forwarder.quiet;
                 self.book.seen == Past::Closed && depth == 0 && quiet && self.book.is_empty()
             }
         })

@@ -83,6 +83,10 @@ struct StandingJson {
     asked_at: Option<TimeJson>,
     low: BTreeMap<String, u64>,
     high: BTreeMap<String, u64>,
+    #[serde(default)]
+    ends: Option<BTreeMap<String, u64>>,
+    #[serde(default)]
+    may_expire: bool,
     past: PastJson,
     counts: CountsJson,
 }
@@ -213,6 +217,8 @@ impl StandingJson {
             asked_at: standing.asked_at.map(TimeJson),
             low: to_wire(&standing.low),
             high: to_wire(&standing.high),
+            ends: standing.ends.as_ref().map(to_wire),
+            may_expire: standing.may_expire,
             past: PastJson(standing.past),
             counts: CountsJson {
                 history_events: counts.history.events,
@@ -257,6 +263,8 @@ impl StandingJson {
             asked_at: self.asked_at.map(|at| at.0),
             low: from_wire(self.low)?,
             high: from_wire(self.high)?,
+            ends: self.ends.map(from_wire).transpose()?,
+            may_expire: self.may_expire,
             past: self.past.0,
             counts: Counts {
                 history: Played {

@@ -34,13 +34,15 @@ pub enum Step {
     Prepare,
     /// Play the round at hand.
     Play(Round),
-    /// Publish this barrier to every archiver's queue, and wait until all have answered.
+    /// Publish this barrier to every archiver's queue, or parking queue, and wait until all have
+    /// answered.
     Ask(Barrier),
     /// Make the holding queue, see whether there is room, bind it, and wait for the margin.
     Bind,
     /// Take the holding queue away again: it holds what is to come too long.
     Release,
-    /// Publish the mark of what can be in history into the holding queue.
+    /// Wait for the margin, for an archiver may have what is still on its way to the holding queue, and
+    /// publish the mark of what can be in history into it.
     Mark,
     /// Wait until the archive that is seen is as long as the archivers say.
     AwaitArchive,
@@ -59,7 +61,11 @@ pub enum Step {
 impl Standing {
     /// Returns whether what comes next depends on where the archive ends now.
     pub fn needs_ends(&self) -> bool {
-        matches!(self.stage, Stage::History | Stage::Closing)
+        match self.stage {
+            Stage::History | Stage::Closing => true,
+            Stage::Marking => self.ends.is_none(),
+            _ => false,
+        }
     }
 
     /// Returns how old what is not played may be, if the archive has these ends now: what is not
@@ -102,6 +108,11 @@ pub fn next(
         Stage::Binding if standing.is_stale(description, facts.now) => Step::Release,
         Stage::Binding => Step::Bind,
         Stage::SecondBarrier => Step::Ask(Barrier::Second),
+        Stage::ParkedBarrier => Step::Ask(Barrier::Parked),
+        // What is archived after the mark is held after it, so the last round must not have it.
+        Stage::Marking if standing.ends.is_none() => {
+            Step::Note(Happened::Surveyed(facts.ends.clone()))
+        }
         Stage::Marking => Step::Mark,
         Stage::Closing => close(id, standing, facts),
         Stage::Held => Step::Forward,
@@ -112,14 +123,15 @@ pub fn next(
     }
 }
 
-/// The last round ends at the second barrier where there was one, and takes in all there is
-/// elsewhere.
+/// The last round ends at the barriers where there were some, and takes in elsewhere what there was
+/// before the mark.
 fn close(id: &BackfillId, standing: &Standing, facts: &Facts) -> Step {
     let seen = |stream| facts.ends.get(stream).copied().unwrap_or(0);
     if standing.high.iter().any(|(stream, reached)| seen(stream) < *reached) {
         return Step::AwaitArchive;
     }
-    let mut until = facts.ends.clone();
+    // A journal of an older dacapo does not say where they ended.
+    let mut until = standing.ends.as_ref().unwrap_or(&facts.ends).clone();
     until.extend(standing.high.iter().map(|(stream, reached)| (stream.clone(), *reached)));
     plan(id, standing, facts, until, true)
 }

@@ -24,6 +24,8 @@ pub enum Stage {
     Binding,
     /// The archivers are asked for the second time.
     SecondBarrier,
+    /// The archivers' parking queues are asked.
+    ParkedBarrier,
     /// A mark goes into the holding queue.
     Marking,
     /// The last round is to be planned.
@@ -107,7 +109,8 @@ pub struct Counts {
     pub passed_again: u64,
     /// Messages passed on that may have come live as well.
     pub live_as_well: u64,
-    /// Messages passed on that may have come after a later live one.
+    /// Messages passed on that may have come after a later one: at the switch, by way of the parking
+    /// queue, or because the target refused an earlier one at first.
     pub reordered: u64,
     /// Held messages that came live and were dropped.
     pub came_live: u64,
@@ -153,8 +156,12 @@ pub struct Standing {
     /// Of each stream the last sequence that cannot be held: up to the first barrier, or where it was
     /// known to end before that.
     pub low: Positions,
-    /// What the archivers answered to the second barrier.
+    /// What the archivers answered to the second barrier, and to that of their parking queues.
     pub high: Positions,
+    /// Where the streams of the archive ended before the mark went into the holding queue.
+    pub ends: Option<Positions>,
+    /// Whether anything that was held had an expiration, or had expired.
+    pub may_expire: bool,
     /// Which marks have been passed.
     pub past: Past,
     /// The counts.
@@ -184,6 +191,10 @@ pub enum Happened {
     Bound,
     /// The archivers answered to the second barrier.
     SecondAnswered(Positions),
+    /// The archivers answered to the barrier of their parking queues.
+    ParkedAnswered(Positions),
+    /// The archive ends there, and the mark is not in the holding queue yet.
+    Surveyed(Positions),
     /// The mark is in the holding queue.
     Marked,
     /// Little is held any more.
@@ -224,6 +235,7 @@ impl Standing {
                 self.asked_at = Some(at);
                 self.low = ends;
                 self.high.clear();
+                self.ends = None;
                 self.stage = Stage::FirstBarrier;
             }
             Happened::FirstAnswered(reached) => {
@@ -235,8 +247,13 @@ impl Standing {
             Happened::Bound => self.stage = Stage::SecondBarrier,
             Happened::SecondAnswered(reached) => {
                 self.high = reached;
+                self.stage = Stage::ParkedBarrier;
+            }
+            Happened::ParkedAnswered(reached) => {
+                raise(&mut self.high, &reached);
                 self.stage = Stage::Marking;
             }
+            Happened::Surveyed(ends) => self.ends = Some(ends),
             Happened::Marked => self.stage = Stage::Closing,
             Happened::LittleHeld => self.stage = Stage::Switching,
             Happened::Switched => self.stage = Stage::Draining,
@@ -288,7 +305,8 @@ impl Standing {
     pub fn may_hold(&self) -> bool {
         use Stage as S;
         match self.stage {
-            S::Binding | S::SecondBarrier | S::Marking | S::Closing | S::Held => true,
+            S::Binding | S::SecondBarrier | S::ParkedBarrier | S::Marking | S::Closing => true,
+            S::Held => true,
             S::Switching | S::Draining | S::Removing => true,
             S::Round => self.round.as_ref().is_some_and(|round| round.is_last),
             S::Preparing | S::History | S::FirstBarrier | S::Completed | S::Cancelled => false,
@@ -311,13 +329,14 @@ fn raise(positions: &mut Positions, to: &Positions) {
 
 impl Stage {
     /// All of them, in order.
-    pub const ALL: [Stage; 14] = [
+    pub const ALL: [Stage; 15] = [
         Stage::Preparing,
         Stage::History,
         Stage::Round,
         Stage::FirstBarrier,
         Stage::Binding,
         Stage::SecondBarrier,
+        Stage::ParkedBarrier,
         Stage::Marking,
         Stage::Closing,
         Stage::Held,
@@ -337,6 +356,7 @@ impl Stage {
             Stage::FirstBarrier => "first_barrier",
             Stage::Binding => "binding",
             Stage::SecondBarrier => "second_barrier",
+            Stage::ParkedBarrier => "parked_barrier",
             Stage::Marking => "marking",
             Stage::Closing => "closing",
             Stage::Held => "held",
@@ -352,11 +372,10 @@ impl Stage {
     pub fn phase(self) -> &'static str {
         match self {
             Stage::Preparing | Stage::History | Stage::Round | Stage::FirstBarrier => "history",
-            Stage::Binding | Stage::SecondBarrier | Stage::Marking | Stage::Closing => {
-                "catching-up"
-            }
-            Stage::Held | Stage::Switching | Stage::Draining => "catching-up",
-            Stage::Removing | Stage::Completed => "live",
+            Stage::Binding | Stage::SecondBarrier | Stage::ParkedBarrier => "catching-up",
+            Stage::Marking | Stage::Closing | Stage::Held | Stage::Switching => "catching-up",
+            // From the switch on it gets live events.
+            Stage::Draining | Stage::Removing | Stage::Completed => "live",
             Stage::Cancelled => "cancelled",
         }
     }

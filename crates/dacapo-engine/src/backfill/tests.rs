@@ -37,10 +37,13 @@ pub(super) fn description() -> Description {
         bindings: vec![Bound { exchange: "shop".to_owned(), key: "order.#".to_owned() }],
         archiver_queues: vec!["dacapo.archive".to_owned()],
         behind_max: Duration::from_secs(60),
+        margin: Duration::from_secs(7),
         accept_gaps: true,
         rules: AttributeRules::default(),
         wishes: Wishes { require_consumer: true, overrides: [Check::QueueTtl].into() },
         archive: "s3://events/production".to_owned(),
+        vhost: Some("shop".to_owned()),
+        cluster: Some("rabbit@one".to_owned()),
         unchecked: vec!["nobody looked".to_owned()],
         made_at: at(9),
     }
@@ -106,6 +109,8 @@ fn full(stage: Stage) -> Standing {
         asked_at: Some(at(5)),
         low: positions(&[("a", 8)]),
         high: positions(&[("a", 9)]),
+        ends: Some(positions(&[("a", 8), ("b", 2)])),
+        may_expire: true,
         past: Past::Opened,
         counts: Counts {
             history,
@@ -170,6 +175,26 @@ fn the_last_round_waits_for_an_index_that_is_behind_the_archivers() {
         panic!("a round is planned")
     };
     assert_eq!((round.is_last, round.until), (true, positions(&[("a", 6), ("b", 3)])));
+}
+
+/// What is archived after the mark is held after it.
+#[test]
+fn the_last_round_has_nothing_that_came_after_the_mark() {
+    let mut standing = Standing { stage: Stage::SecondBarrier, ..Standing::default() };
+    let facts = |b| Facts { now: at(1), ends: positions(&[("a", 9), ("b", b)]), salt: 0 };
+    let step = |standing: &Standing, b| next(&id(), &description(), standing, &facts(b));
+    standing.apply(Happened::SecondAnswered(positions(&[("a", 6)])));
+    assert_eq!(step(&standing, 3), Step::Ask(Barrier::Parked));
+    standing.apply(Happened::ParkedAnswered(positions(&[("a", 8)])));
+    assert!(standing.needs_ends());
+    let Step::Note(surveyed) = step(&standing, 3) else { panic!("it is noted") };
+    standing.apply(surveyed);
+    assert_eq!(step(&standing, 4), Step::Mark);
+    standing.apply(Happened::Marked);
+    let Step::Note(Happened::RoundPlanned(round)) = step(&standing, 5) else {
+        panic!("a round is planned")
+    };
+    assert_eq!((round.is_last, round.until), (true, positions(&[("a", 8), ("b", 3)])));
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use dacapo_bus::broker::{Binding, Destination, ExchangeKind, Setting, Topology, parked_queue};
 use dacapo_event::topic;
 
-use super::{Check, Facts, Found, Load, Preflight, Wishes, check};
+use super::{Check, Facts, Found, Load, Preflight, Wishes, check, queue};
 use crate::backfill::Bound;
 
 /// Returns the queues of archivers that any of these bindings' exchanges leads to, known by their
@@ -88,16 +88,35 @@ fn archived(topology: &Topology, bound: &Bound, archivers: &[String], found: &mu
 /// one is no history of the bound one.
 fn fed_by_others(topology: &Topology, bindings: &[Bound], found: &mut Found) {
     let is_bound = |exchange: &str| bindings.iter().any(|bound| bound.exchange == exchange);
+    // Without a key: whatever is published to it.
+    let has_all = |exchange: &str, fed_with: Option<&str>| {
+        let kind = topology.exchanges.get(exchange).map(|exchange| exchange.kind);
+        let covers = |bound: &&Bound| match (kind, fed_with) {
+            (Some(ExchangeKind::Fanout), _) => true,
+            (Some(ExchangeKind::Direct), Some(key)) => bound.key == key,
+            (Some(ExchangeKind::Topic), Some(key)) => {
+                topic::covers(bound.key.as_bytes(), key.as_bytes())
+            }
+            (Some(ExchangeKind::Topic), None) => topic::covers(bound.key.as_bytes(), b"#"),
+            // A binding of the queue asks for no header.
+            (Some(ExchangeKind::Headers), _) => true,
+            (Some(ExchangeKind::Direct), None) | (Some(ExchangeKind::Other) | None, _) => false,
+        };
+        bindings.iter().filter(|bound| bound.exchange == exchange).any(|bound| covers(&bound))
+    };
     let by_bindings = topology.bindings.iter().filter_map(|binding| match &binding.destination {
-        Destination::Exchange(fed) => Some((binding.source.as_str(), fed.as_str())),
+        Destination::Exchange(fed) => {
+            Some((binding.source.as_str(), fed.as_str(), Some(binding.routing_key.as_str())))
+        }
         Destination::Queue(_) => None,
     });
     let by_alternates = topology.exchanges.iter().filter_map(|(name, exchange)| {
-        Some((name.as_str(), exchange.alternate.as_ref()?.value.as_str()))
+        Some((name.as_str(), exchange.alternate.as_ref()?.value.as_str(), None))
     });
     let feeds: BTreeSet<(&str, &str)> = by_bindings
         .chain(by_alternates)
-        .filter(|(from, fed)| is_bound(fed) && !is_bound(from))
+        .filter(|(from, fed, key)| is_bound(fed) && !has_all(from, *key))
+        .map(|(from, fed, _)| (from, fed))
         .collect();
     for (from, fed) in feeds {
         found.refuse(
@@ -106,20 +125,23 @@ fn fed_by_others(topology: &Topology, bindings: &[Bound], found: &mut Found) {
                 "exchange `{fed}` gets events that are published to exchange `{from}`, and these are no \
                  history of `{fed}`"
             ),
-            format!("bind `{from}` itself (--bind {from}), as far as its events are wanted"),
+            format!("bind `{from}` itself (--bind {from}) with all that comes from it"),
         );
     }
 }
 
 /// Looks whether there is room for what is to be held, in a queue that is there and not bound yet.
 pub fn check_holding(load: &Load<'_>, facts: &Facts, wishes: Wishes) -> Preflight {
+    // Nobody consumes it until history is played, and that is as it should be.
+    let wishes = Wishes { require_consumer: false, ..wishes };
     let mut preflight = check(load, facts, wishes.clone());
     let mut found = Found::default();
-    let queue = load.target.queue().and_then(|name| {
+    let holding = load.target.queue().and_then(|name| {
         let topology = facts.topology.as_ref().ok()?;
-        Some((name, topology.queues.get(name)?))
+        Some((name, topology, topology.queues.get(name)?))
     });
-    if let Some((name, queue)) = queue {
+    if let Some((name, topology, queue)) = holding {
+        queue::check(load, facts, topology, &parked_queue(name), &mut found);
         // It refuses what is too much, and so would whoever publishes live be refused.
         for (limit, brought, unit) in
             [(&queue.length_max, load.events, "messages"), (&queue.bytes_max, load.bytes, "bytes")]
@@ -224,6 +246,9 @@ mod tests {
             found.findings.into_iter().map(|finding| finding.what).collect::<Vec<_>>()
         };
         let alone = told(&[bound("shop", "order.#")]);
+        let too_little = told(&[bound("shop", "order.#"), bound("mail", "read")]);
+        let fed = |what: &String| what.contains("published to exchange `mail`");
+        assert!(too_little.iter().any(fed), "{too_little:?}");
         assert!(alone[0].contains("exchange `shop` gets events"), "{alone:?}");
         assert_eq!(told(&[bound("shop", "order.#"), bound("mail", "sent")]), [""; 0]);
     }

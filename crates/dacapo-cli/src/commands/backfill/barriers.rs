@@ -5,6 +5,7 @@ use std::time::Duration;
 use dacapo_archive::ArchiveError;
 use dacapo_archive::barrier;
 use dacapo_archive::store::StoreError;
+use dacapo_bus::broker::parked_queue;
 use dacapo_engine::backfill::Barrier;
 use dacapo_engine::merge::Positions;
 use dacapo_event::ShortStr;
@@ -27,45 +28,74 @@ const TELL: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(
 /// broker took out of its place is never answered. It costs a segment at the most.
 const ASK_AGAIN: Duration = Duration::from_secs(60);
 
+/// And after so long whatever is in the queue, which on a busy bus is never empty: longer than an
+/// archiver that keeps up takes.
+const ASK_ANYWAY: Duration = Duration::from_secs(600);
+
 /// An archiver that is asked.
-struct Asked<'a> {
-    queue: &'a str,
+struct Asked {
+    queue: String,
     barrier: BarrierId,
+    /// When it was asked last, if it was by this run.
+    at: Option<Instant>,
+}
+
+impl Asked {
+    /// Returns whether to ask now, with so much in the queue.
+    fn is_due(&self, depth: u64) -> bool {
+        let Some(at) = self.at else { return true };
+        at.elapsed() >= if depth == 0 { ASK_AGAIN } else { ASK_ANYWAY }
+    }
 }
 
 impl Run<'_> {
     /// Publishes a barrier to each archiver's queue that has not answered, and returns what they
     /// answered, when all have; nothing if it was told to stop.
     pub async fn ask(&mut self, which: Barrier) -> anyhow::Result<Option<Positions>> {
+        let control = self.control.subscribe();
+        // What expired before the second barrier was answered reaches the parking queue meanwhile.
+        if which == Barrier::Parked
+            && pause(self.description.margin, &control).await == Control::Stop
+        {
+            return Ok(None);
+        }
         let attempt = self.standing.attempt;
         let queues = self.description.archiver_queues.iter().enumerate();
         let id = &self.locked.id;
-        let all: Vec<Asked<'_>> = queues
-            .map(|(at, queue)| Asked { queue, barrier: id.barrier(attempt, which, at) })
-            .collect();
-        let control = self.control.subscribe();
-        let (began, mut asked_at, mut tell_at) = (Instant::now(), None::<Instant>, TELL.0);
+        let asked = |(at, queue): (usize, &String)| Asked {
+            queue: match which {
+                Barrier::First | Barrier::Second => queue.clone(),
+                Barrier::Parked => parked_queue(queue),
+            },
+            barrier: id.barrier(attempt, which, at),
+            at: None,
+        };
+        let mut all: Vec<Asked> = queues.map(asked).collect();
+        let (began, mut look_at, mut tell_at) = (Instant::now(), Duration::ZERO, TELL.0);
         loop {
             let (reached, silent) = self.answers(&all, which).await?;
             if silent.is_empty() {
                 return Ok(Some(reached));
             }
             self.telling.waits(&self.standing);
-            let due = asked_at.is_none_or(|at| at.elapsed() >= ASK_AGAIN);
             let tell = began.elapsed() >= tell_at;
-            if due || tell {
-                let Some(depths) = self.depths(&silent).await? else { return Ok(None) };
-                let lost = |depth: &u64| *depth == 0;
-                let ask = asked_at.is_none() || (due && depths.iter().all(lost));
-                if ask && !self.publish_barriers(&silent).await? {
+            if tell || began.elapsed() >= look_at {
+                look_at = began.elapsed() + ASK_AGAIN;
+                let asked: Vec<&Asked> = silent.iter().map(|at| &all[*at]).collect();
+                let Some(depths) = self.depths(&asked).await? else { return Ok(None) };
+                let due =
+                    silent.iter().zip(&depths).filter(|(at, depth)| all[**at].is_due(**depth));
+                let due: Vec<usize> = due.map(|(at, _)| *at).collect();
+                let asking: Vec<&Asked> = due.iter().map(|at| &all[*at]).collect();
+                if !asking.is_empty() && !self.publish_barriers(&asking).await? {
                     return Ok(None);
                 }
-                if due {
-                    asked_at = Some(Instant::now());
-                }
                 if tell {
-                    self.tell_waiting(&silent, &depths, began.elapsed());
+                    self.tell_waiting(&asked, &depths, began.elapsed());
                     tell_at = began.elapsed() + TELL.1;
+                }
+                for at in due {
+                    all[at].at = Some(Instant::now());
                 }
             }
             if pause(LOOK_INTERVAL, &control).await == Control::Stop {
@@ -74,15 +104,15 @@ impl Run<'_> {
         }
     }
 
-    /// Returns what was answered, and who has not; a store that fails for now is told in words.
-    async fn answers<'a>(
+    /// Returns what was answered, and which have not; a store that fails for now is told in words.
+    async fn answers(
         &self,
-        all: &'a [Asked<'a>],
+        all: &[Asked],
         which: Barrier,
-    ) -> anyhow::Result<(Positions, Vec<&'a Asked<'a>>)> {
+    ) -> anyhow::Result<(Positions, Vec<usize>)> {
         let mut positions = Positions::new();
         let mut silent = Vec::new();
-        for asked in all {
+        for (at, asked) in all.iter().enumerate() {
             let reached = loop {
                 match barrier::reached(&*self.parts.store, &asked.barrier).await {
                     Ok(reached) => break reached,
@@ -97,24 +127,24 @@ impl Run<'_> {
                 }
             };
             if reached.is_empty() {
-                silent.push(asked);
+                silent.push(at);
             }
             for answer in reached {
                 let position = positions.entry(answer.stream).or_insert(answer.sequence);
                 // Of one stream that answers for two queues, what holds for both.
                 *position = match which {
                     Barrier::First => (*position).min(answer.sequence),
-                    Barrier::Second => (*position).max(answer.sequence),
+                    Barrier::Second | Barrier::Parked => (*position).max(answer.sequence),
                 };
             }
         }
         Ok((positions, silent))
     }
 
-    async fn publish_barriers(&self, silent: &[&Asked<'_>]) -> anyhow::Result<bool> {
+    async fn publish_barriers(&self, silent: &[&Asked]) -> anyhow::Result<bool> {
         let Parts { settings, output, .. } = &self.parts;
         let barriers = silent.iter().map(|asked| {
-            let queue = ShortStr::try_from(asked.queue)?;
+            let queue = ShortStr::try_from(asked.queue.as_str())?;
             Ok(message(&asked.barrier, queue))
         });
         let barriers = barriers.collect::<anyhow::Result<Vec<_>>>()?;
@@ -126,14 +156,14 @@ impl Run<'_> {
     }
 
     /// Returns how much waits in the queues of those who have not answered.
-    async fn depths(&self, silent: &[&Asked<'_>]) -> anyhow::Result<Option<Vec<u64>>> {
+    async fn depths(&self, silent: &[&Asked]) -> anyhow::Result<Option<Vec<u64>>> {
         let Parts { settings, output, .. } = &self.parts;
         let control = self.control.subscribe();
         persist("asking for the archivers' queues", &control, output, async || {
             let broker = settings.broker("dacapo backfill")?;
             let mut depths = Vec::new();
             for asked in silent {
-                let state = dacapo_amqp::queue_state(&broker, asked.queue).await?;
+                let state = dacapo_amqp::queue_state(&broker, &asked.queue).await?;
                 depths.push(state.map_or(0, |state| state.ready));
             }
             Ok(depths)
@@ -141,7 +171,7 @@ impl Run<'_> {
         .await
     }
 
-    fn tell_waiting(&self, silent: &[&Asked<'_>], depths: &[u64], waited: Duration) {
+    fn tell_waiting(&self, silent: &[&Asked], depths: &[u64], waited: Duration) {
         let queues: Vec<String> = silent
             .iter()
             .zip(depths)

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use anyhow::Context;
 use dacapo_amqp::Binding;
 use dacapo_archive::store::Store;
-use dacapo_bus::broker::{Destination, Topology};
+use dacapo_bus::broker::{Destination, ExchangeKind, Topology};
 use dacapo_engine::backfill::{BackfillId, Backfills, Bound, Description, Journal};
 use dacapo_engine::preflight::{Wishes, archivers_of, check_archived};
 use dacapo_engine::request::{Request, Target};
@@ -41,13 +41,13 @@ pub async fn run(
     let store = open::store(settings, Access::Read).await?;
     refuse_second(backfills, &queue)?;
     let mut unchecked = Vec::new();
-    let routed = routed(&args.bindings, settings, &mut unchecked).await?;
+    let topology = topology(settings).await?;
+    let routed = routed(&args.bindings, &topology, settings, &mut unchecked).await?;
     let bound = |binding: &Binding| Bound {
         exchange: binding.exchange.clone(),
         key: binding.pattern.clone(),
     };
     let bindings: Vec<Bound> = args.bindings.iter().map(bound).collect();
-    let topology = topology(settings).await?;
     let archiver_queues = archivers(args, &topology, &bindings, settings).await?;
     if archiver_queues.contains(&queue) {
         let problem =
@@ -55,6 +55,12 @@ pub async fn run(
         return Err(Failure::usage(problem).into());
     }
     refuse_bound(&topology, &queue, &bindings)?;
+    if let Err(why) = &topology {
+        unchecked.push(format!(
+            "unchecked  whether queue `{queue}` is bound to these exchanges already, which would give it \
+             live events before their history: {why}"
+        ));
+    }
     let archived = check_archived(&topology, &bindings, &archiver_queues, wishes.clone());
     preflight::refuse(&archived)?;
     unchecked.extend(preflight::lines(&archived));
@@ -67,6 +73,7 @@ pub async fn run(
         ..SelectionSpec::default()
     };
     Selection::compile(selection.clone())?;
+    let broker = settings.broker("dacapo backfill")?;
     let description = Description {
         request: Request {
             selection,
@@ -78,10 +85,13 @@ pub async fn run(
         bindings,
         archiver_queues,
         behind_max: args.max_behind,
+        margin: args.margin,
         accept_gaps: args.accept_gaps,
         rules: args.attributes.rules(),
         wishes,
         archive: store.location(),
+        vhost: Some(broker.url.vhost().to_owned()),
+        cluster: dacapo_amqp::cluster(&broker).await?,
         unchecked,
         made_at: now,
     };
@@ -147,6 +157,7 @@ fn refuse_second(backfills: &Backfills, queue: &str) -> anyhow::Result<()> {
 /// Returns what of history each binding would have routed, by the type of its exchange.
 async fn routed(
     bindings: &[Binding],
+    topology: &Result<Topology, String>,
     settings: &Settings,
     unchecked: &mut Vec<String>,
 ) -> anyhow::Result<Vec<Routed>> {
@@ -154,7 +165,8 @@ async fn routed(
     let mut routed = Vec::new();
     for Binding { exchange, pattern } in bindings {
         let has_wildcard = pattern.split('.').any(|word| matches!(word, "*" | "#"));
-        let kind = types.get(exchange).and_then(Option::as_deref);
+        let told = types.get(exchange).and_then(Option::as_deref);
+        let kind = told.or_else(|| kind_of(topology.as_ref().ok()?, exchange));
         let pattern = match kind {
             Some("direct") if has_wildcard => {
                 let problem = format!(
@@ -184,6 +196,17 @@ async fn routed(
         routed.push(Routed { exchange: exchange.clone(), pattern: pattern.to_owned() });
     }
     Ok(routed)
+}
+
+/// Returns the type of an exchange by what the plugin tells of it, in AMQP's word.
+fn kind_of(topology: &Topology, exchange: &str) -> Option<&'static str> {
+    match topology.exchanges.get(exchange)?.kind {
+        ExchangeKind::Direct => Some("direct"),
+        ExchangeKind::Fanout => Some("fanout"),
+        ExchangeKind::Topic => Some("topic"),
+        ExchangeKind::Headers => Some("headers"),
+        ExchangeKind::Other => None,
+    }
 }
 
 /// Returns what is in the virtual host, or why that is not known.
@@ -222,7 +245,7 @@ async fn archivers(
 }
 
 /// Refuses a queue that gets live events already: these would come before history, and again.
-fn refuse_bound(
+pub fn refuse_bound(
     topology: &Result<Topology, String>,
     queue: &str,
     bindings: &[Bound],

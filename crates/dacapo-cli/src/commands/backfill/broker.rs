@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use dacapo_amqp::{AmqpConnect, AmqpTarget, Binding};
 use dacapo_bus::{Connect, Outcome, Sink};
-use dacapo_engine::backfill::{Bound, Description};
+use dacapo_engine::backfill::{Bound, Description, Stage, Standing};
 use dacapo_event::Message;
 use dacapo_republish::Control;
 use tokio::sync::watch;
@@ -68,10 +68,48 @@ pub async fn pause(delay: Duration, control: &watch::Receiver<Control>) -> Contr
     }
 }
 
-/// Asks for the target queue, so that a wrong address is told at once.
-pub async fn probe(description: &Description, settings: &Settings) -> anyhow::Result<()> {
-    dacapo_amqp::queue_state(&settings.broker("dacapo backfill")?, description.queue()).await?;
+/// Refuses to go on with another broker or virtual host than it began with, as far as these can be
+/// told apart; a wrong address is told at once.
+pub async fn check(description: &Description, settings: &Settings) -> anyhow::Result<()> {
+    let broker = settings.broker("dacapo backfill")?;
+    let cluster = dacapo_amqp::cluster(&broker).await?;
+    let is_other = |then: &Option<String>, now: Option<&str>| match (then.as_deref(), now) {
+        (Some(then), Some(now)) => then != now,
+        _ => false,
+    };
+    let vhost = broker.url.vhost();
+    if is_other(&description.vhost, Some(vhost))
+        || is_other(&description.cluster, cluster.as_deref())
+    {
+        let named = |cluster: Option<&str>| cluster.unwrap_or("without a name").to_owned();
+        let problem = format!(
+            "the backfill began in virtual host `{}` of cluster `{}`, and --amqp is virtual host `{vhost}` \
+             of cluster `{}`; name that broker",
+            description.vhost.as_deref().unwrap_or_default(),
+            named(description.cluster.as_deref()),
+            named(cluster.as_deref()),
+        );
+        return Err(Failure::configuration(problem).into());
+    }
     Ok(())
+}
+
+/// Refuses to go on if the queue that history was played to is gone: what it had would be missing.
+pub async fn check_target(
+    description: &Description,
+    standing: &Standing,
+    settings: &Settings,
+) -> anyhow::Result<()> {
+    let (queue, broker) = (description.queue(), settings.broker("dacapo backfill")?);
+    let is_there = dacapo_amqp::queue_state(&broker, queue).await?.is_some();
+    if is_there || standing.stage == Stage::Preparing {
+        return Ok(());
+    }
+    let problem = format!(
+        "queue `{queue}` is gone, and with it what it had of history; end this backfill (`dacapo backfill \
+         cancel`) and begin another"
+    );
+    Err(Failure::refused(problem).into())
 }
 
 /// Refuses if the broker would refuse the user a step of a backfill.

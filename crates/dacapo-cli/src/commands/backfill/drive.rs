@@ -165,6 +165,7 @@ impl Run<'_> {
                 Ok(Done::Happened(match which {
                     Barrier::First => Happened::FirstAnswered(reached),
                     Barrier::Second => Happened::SecondAnswered(reached),
+                    Barrier::Parked => Happened::ParkedAnswered(reached),
                 }))
             }
             Step::Bind => self.bind().await,
@@ -190,7 +191,7 @@ impl Run<'_> {
         let Some(made) = made.await? else { return Ok(Done::Interrupted) };
         let word = match made {
             dacapo_amqp::Found::There => "is there, and stays as it is",
-            dacapo_amqp::Found::Made => "is made, a durable quorum queue",
+            dacapo_amqp::Found::Made => "is made, as a service of dacapo declares it",
         };
         output.talk(&format!("queue      `{queue}` {word}"));
         Ok(Done::Happened(Happened::Prepared))

@@ -4,7 +4,7 @@ use std::num::{NonZeroU16, NonZeroU64, NonZeroUsize};
 use std::time::Duration;
 
 use dacapo_amqp::{AmqpConnect, AmqpQueue, AmqpTarget, Via};
-use dacapo_engine::backfill::held::{Ended, Forwarder, Holding, Until};
+use dacapo_engine::backfill::held::{DRAIN_QUIET, EXPIRED_QUIET, Ended, Forwarder, Holding, Until};
 use dacapo_engine::backfill::{Happened, Mark, Past, Remembered, mark_message};
 use dacapo_engine::preflight::{Facts, Load, check_holding};
 use dacapo_engine::request::Target;
@@ -13,23 +13,22 @@ use dacapo_republish::{Config, Control, OnReject, Progress, WindowLimits};
 use tokio::sync::watch;
 
 use super::super::preflight;
-use super::begin::{pace_of_held, topology};
+use super::begin::{pace_of_held, refuse_bound, topology};
 use super::broker::{bindings, pause, persist, publish};
 use super::drive::{Done, Parts, Run};
 use super::rounds::LiveLoad;
 use crate::format;
 use crate::output::words;
 
-/// How long after a binding what was routed without it may still come: a publisher's process looks
-/// up the queues and then delivers, within milliseconds unless it is suspended or blocked by flow
-/// control; and from RabbitMQ 4.0 the other nodes of a cluster learn of a binding a moment later.
-const MARGIN: Duration = Duration::from_secs(5);
+/// The plugin's statistics of a queue are as old as this at the most, or the queue changed since:
+/// RabbitMQ collects them every 5 s.
+const STATISTICS_AGE: Duration = Duration::from_secs(10);
 
 /// Assumed for the time a rest of history takes when no rate is asked for: as plans do.
 const UNPACED_EVENTS_PER_SECOND: f64 = 10_000.0;
 
-/// What else passes while events are held: two answers of archivers, two margins, and some for what
-/// takes longer.
+/// What else passes while events are held, beside three margins: three answers of archivers, and some
+/// for what takes longer.
 const ASKING_SECONDS: f64 = 60.0;
 
 impl Run<'_> {
@@ -40,6 +39,7 @@ impl Run<'_> {
     /// Makes the holding queue, looks whether there is room, and binds it.
     pub async fn bind(&mut self) -> anyhow::Result<Done> {
         let Some(load) = self.live_load().await? else { return Ok(Done::Interrupted) };
+        self.refuse_bound().await?;
         let Parts { settings, output, .. } = &self.parts;
         let (holding, control) = (self.holding_queue(), self.control.subscribe());
         let declared = persist("making the holding queue", &control, output, async || {
@@ -63,18 +63,34 @@ impl Run<'_> {
             let broker = settings.broker("dacapo backfill")?;
             Ok(dacapo_amqp::bind(&broker, &holding, &live).await?)
         });
-        if bound.await?.is_none() || pause(MARGIN, &control).await == Control::Stop {
+        let margin = self.description.margin;
+        if bound.await?.is_none() || pause(margin, &control).await == Control::Stop {
             return Ok(Done::Interrupted);
         }
         Ok(Done::Happened(Happened::Bound))
     }
 
+    /// Refuses if meanwhile the target is bound to the live stream, as far as the plugin tells.
+    async fn refuse_bound(&self) -> anyhow::Result<()> {
+        let topology = topology(self.parts.settings).await?;
+        refuse_bound(&topology, self.description.queue(), &self.description.bindings)
+    }
+
+    /// Returns about how long the rest of history takes: as long as the slowest of the limits.
+    fn seconds_of_rest(&self, live: LiveLoad) -> f64 {
+        let pace = &self.description.request.pace;
+        let rate = pace.rate.map_or(UNPACED_EVENTS_PER_SECOND, |rate| f64::from(rate.get()));
+        let by_rate = live.left as f64 / rate;
+        let by_bytes =
+            pace.byte_rate.map_or(0.0, |rate| live.left_bytes as f64 / rate.get() as f64);
+        by_rate.max(by_bytes)
+    }
+
     /// Refuses if what is to be held has no room on the broker; says so if nobody can tell.
     async fn check_room(&self, holding: &str, live: LiveLoad) -> anyhow::Result<()> {
         let Parts { settings, output, .. } = &self.parts;
-        let pace = &self.description.request.pace;
-        let rate = pace.rate.map_or(UNPACED_EVENTS_PER_SECOND, |rate| f64::from(rate.get()));
-        let seconds = live.left as f64 / rate + ASKING_SECONDS;
+        let margins = 3.0 * self.description.margin.as_secs_f64();
+        let seconds = self.seconds_of_rest(live) + margins + ASKING_SECONDS;
         let events = (live.events_per_second * seconds) as u64;
         let bytes = (live.bytes_per_second * seconds) as u64;
         let target = Target::Queue { queue: holding.to_owned() };
@@ -95,8 +111,8 @@ impl Run<'_> {
         let facts = Facts {
             exists: Some(true),
             depth: Some(0),
-            // It is consumed as soon as history is played.
-            consumers: Some(1),
+            // It is consumed only once history is played.
+            consumers: Some(0),
             denied: Ok(Vec::new()),
             missing: Default::default(),
             unasked: Default::default(),
@@ -144,6 +160,11 @@ impl Run<'_> {
     }
 
     pub async fn mark(&mut self) -> anyhow::Result<Done> {
+        // An archiver may have what is still on its way to the holding queue.
+        let control = self.control.subscribe();
+        if pause(self.description.margin, &control).await == Control::Stop {
+            return Ok(Done::Interrupted);
+        }
         match self.publish_mark(Mark::History).await? {
             true => Ok(Done::Happened(Happened::Marked)),
             false => Ok(Done::Interrupted),
@@ -175,7 +196,8 @@ impl Run<'_> {
             let broker = settings.broker("dacapo backfill")?;
             Ok(dacapo_amqp::bind(&broker, queue, &live).await?)
         });
-        if bound.await?.is_none() || pause(MARGIN, &control).await == Control::Stop {
+        let margin = self.description.margin;
+        if bound.await?.is_none() || pause(margin, &control).await == Control::Stop {
             return Ok(Done::Interrupted);
         }
         if !self.publish_mark(Mark::Close).await? {
@@ -203,20 +225,85 @@ impl Run<'_> {
             self.standing.counts.between_barriers = remembered.events;
             self.standing.counts.not_remembered = remembered.not_remembered;
         }
-        match self.pass_on(&remembered, Until::LittleHeld).await? {
-            Ended::Done => Ok(Done::Happened(Happened::LittleHeld)),
-            Ended::Interrupted => Ok(Done::Interrupted),
+        if !self.pass_all(&remembered, Until::LittleHeld, DRAIN_QUIET).await? {
+            return Ok(Done::Interrupted);
         }
+        // Here, for the switch binds it.
+        self.refuse_bound().await?;
+        Ok(Done::Happened(Happened::LittleHeld))
     }
 
+    /// Passes on the rest, and waits for what the broker may still have as dead letters.
     pub async fn drain(&mut self) -> anyhow::Result<Done> {
-        match self.pass_on(&Remembered::default(), Until::Closed).await? {
-            Ended::Done => Ok(Done::Happened(Happened::Drained)),
-            Ended::Interrupted => Ok(Done::Interrupted),
+        let mut quiet = match self.parts.settings.management() {
+            Some(_) => STATISTICS_AGE,
+            None => DRAIN_QUIET,
+        };
+        loop {
+            let none = Remembered::default();
+            if !self.pass_all(&none, Until::Closed, quiet).await? {
+                return Ok(Done::Interrupted);
+            }
+            match self.messages_left().await {
+                Some(0) => break,
+                // It has some that nobody gets: the broker tries them again.
+                Some(_) => {}
+                None if !self.standing.may_expire || quiet >= EXPIRED_QUIET => break,
+                None => {
+                    quiet = EXPIRED_QUIET;
+                    self.parts.output.talk(&format!(
+                        "waiting for {}: something that was held had an expiration, and the broker may \
+                         try again to hand it on (with --management it would tell)",
+                        format::duration(quiet)
+                    ));
+                }
+            }
+        }
+        Ok(Done::Happened(Happened::Drained))
+    }
+
+    /// Returns how many messages the holding queue has, dead letters on their way among them, if the
+    /// plugin tells.
+    async fn messages_left(&self) -> Option<u64> {
+        let settings = self.parts.settings;
+        let management = settings.management()?;
+        let broker = settings.broker("dacapo backfill").ok()?;
+        let told = management.messages(broker.url.vhost(), &self.holding_queue()).await;
+        told.inspect_err(|error| tracing::warn!(%error, "what the holding queue has is not told"))
+            .ok()
+            .flatten()
+    }
+
+    /// Passes on as far as asked, publishing marks again that lost their place; returns false if it
+    /// was told to stop.
+    async fn pass_all(
+        &mut self,
+        remembered: &Remembered,
+        until: Until,
+        quiet: Duration,
+    ) -> anyhow::Result<bool> {
+        let mut marked_again = Vec::new();
+        loop {
+            match self.pass_on(remembered, until, quiet, &marked_again).await? {
+                Ended::Done => return Ok(true),
+                Ended::Interrupted => return Ok(false),
+                Ended::Displaced(mark) => {
+                    if !self.publish_mark(mark).await? {
+                        return Ok(false);
+                    }
+                    marked_again.push(mark);
+                }
+            }
         }
     }
 
-    async fn pass_on(&mut self, remembered: &Remembered, until: Until) -> anyhow::Result<Ended> {
+    async fn pass_on(
+        &mut self,
+        remembered: &Remembered,
+        until: Until,
+        quiet: Duration,
+        marked_again: &[Mark],
+    ) -> anyhow::Result<Ended> {
         let id = &self.locked.id;
         let holding_queue = self.holding_queue();
         let Parts { settings, running, .. } = &self.parts;
@@ -254,6 +341,8 @@ impl Run<'_> {
             target: &target,
             rules: &self.description.rules,
             remembered,
+            marked_again,
+            quiet,
             priority: request.priority,
             config,
             clock: settings.clock,

@@ -50,6 +50,8 @@ pub struct LiveLoad {
     pub bytes_per_second: f64,
     /// Selected events that are not played yet.
     pub left: u64,
+    /// Bytes of their bodies, about.
+    pub left_bytes: u64,
 }
 
 impl Run<'_> {
@@ -172,6 +174,14 @@ impl Run<'_> {
                 unreachable!("they do not end")
             }
         };
+        // Paused is the round, not what comes after it.
+        self.control.send_if_modified(|control| {
+            let is_paused = *control == Control::Pause;
+            if is_paused {
+                *control = Control::Run;
+            }
+            is_paused
+        });
         if let Some(error) = finished.error {
             return Err(error.into());
         }
@@ -284,14 +294,16 @@ impl Run<'_> {
             return;
         }
         let count = selection.count(&dacapo_engine::survey::bounds(summary));
+        let share = count.events as f64 / summary.events().max(1) as f64;
+        let bytes = summary.body_bytes as f64 * share;
         if summary.last > played {
             load.left += count.events;
+            load.left_bytes += bytes as u64;
         }
         // An import of a moment ago is no live stream.
         if is_recent && summary.source_mark.is_none() {
-            let share = count.events as f64 / summary.events().max(1) as f64;
             load.events_per_second += count.events as f64 / LIVE_SPAN.as_secs_f64();
-            load.bytes_per_second += summary.body_bytes as f64 * share / LIVE_SPAN.as_secs_f64();
+            load.bytes_per_second += bytes / LIVE_SPAN.as_secs_f64();
         }
     }
 }

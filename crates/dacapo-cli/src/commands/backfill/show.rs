@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::super::replays;
 use super::broker;
-use crate::exit::Exit;
+use crate::exit::{Exit, Failure};
 use crate::format;
 use crate::output::{Output, words};
 use crate::settings::Settings;
@@ -75,6 +75,7 @@ pub fn show(id: &str, backfills: &Backfills, output: &Output) -> anyhow::Result<
 /// Ends a backfill that nobody runs.
 pub async fn cancel(
     id: &str,
+    holding_is_gone: bool,
     backfills: &Backfills,
     settings: &Settings,
     output: &Output,
@@ -99,9 +100,20 @@ pub async fn cancel(
     let mut held = 0;
     if standing.may_hold() {
         // First, so that whatever fails here can be done again.
+        broker::check(&description, settings).await?;
         let broker = settings.broker("dacapo backfill")?;
         let holding = locked.id.holding_queue(queue);
-        held = dacapo_amqp::queue_state(&broker, &holding).await?.map_or(0, |state| state.ready);
+        let state = dacapo_amqp::queue_state(&broker, &holding).await?;
+        // It is about to be made, or deleted.
+        let may_be_gone = matches!(standing.stage, Stage::Binding | Stage::Removing);
+        if state.is_none() && !may_be_gone && !holding_is_gone {
+            let problem = format!(
+                "holding queue `{holding}` is not there; is --amqp the broker that the backfill began on? \
+                 If it is gone, cancel with --holding-is-gone"
+            );
+            return Err(Failure::refused(problem).into());
+        }
+        held = state.map_or(0, |state| state.ready);
         let exchange = locked.id.exchange();
         dacapo_amqp::remove_holding(&broker, &holding, &exchange).await?;
     }

@@ -15,7 +15,7 @@ use crate::backfill::marks::{Mark, mark_of};
 use crate::backfill::standing::{Past, Stage, Standing};
 
 /// The deliveries that are neither settled nor given up, in order.
-pub(super) struct Book<'a> {
+pub(in crate::backfill) struct Book<'a> {
     forwarder: &'a Forwarder<'a>,
     standing: &'a mut Standing,
     journal: &'a mut Journal,
@@ -32,6 +32,8 @@ pub(super) struct Book<'a> {
     pub(super) seen: Past,
     /// How many deliveries this run has settled.
     pub(super) settled: u64,
+    /// What the publisher may have sent twice and out of order by itself, as far as it is counted.
+    publishers: (u64, u64),
     /// When the last message that was passed on happened.
     pub(super) reached: Option<Timestamp>,
 }
@@ -50,12 +52,17 @@ enum Fate {
         time: Timestamp,
         again: Again,
         is_replay: bool,
+        is_parked: bool,
     },
     /// History has it.
     Dropped,
     /// The target got it live.
     CameLive,
     Passed(Mark),
+    /// A mark that lost its place, and stands where it says something as well.
+    PassedOver,
+    /// A mark that lost its place, and is to be published again before it is acked.
+    Displaced,
 }
 
 /// Whether a message may have been passed on, or played, before.
@@ -66,7 +73,7 @@ enum Again {
 }
 
 impl<'a> Book<'a> {
-    pub(super) fn new(
+    pub(in crate::backfill) fn new(
         forwarder: &'a Forwarder<'a>,
         standing: &'a mut Standing,
         journal: &'a mut Journal,
@@ -83,6 +90,7 @@ impl<'a> Book<'a> {
             batch: Vec::new(),
             batch_bytes: 0,
             settled: 0,
+            publishers: (0, 0),
             reached: None,
         }
     }
@@ -106,22 +114,43 @@ impl<'a> Book<'a> {
     }
 
     /// Returns whether the first delivery needs no publisher to be settled.
-    pub(super) fn has_settled(&self) -> bool {
-        self.noted.front().is_some_and(|noted| !matches!(noted.fate, Fate::Forwarded { .. }))
+    pub(in crate::backfill) fn has_settled(&self) -> bool {
+        let waits = |fate: &Fate| matches!(fate, Fate::Forwarded { .. } | Fate::Displaced);
+        self.noted.front().is_some_and(|noted| !waits(&noted.fate))
     }
 
-    /// Decides what becomes of a delivery.
-    pub(super) fn deliver(&mut self, delivery: Delivery) {
+    /// Counts what the publisher may have sent twice and out of order by itself in this run: that
+    /// comes from no second delivery.
+    pub(super) fn note_publishers(&mut self, possible_repeats: u64, reordered: u64) {
+        let counts = &mut self.standing.counts;
+        counts.passed_again += possible_repeats.saturating_sub(self.publishers.0);
+        counts.reordered += reordered.saturating_sub(self.publishers.1);
+        self.publishers = (possible_repeats, reordered);
+    }
+
+    /// Returns what a mark says where it is. One that was taken out of its place says nothing, but for
+    /// the one that only makes more messages count.
+    fn fate_of(&mut self, mark: Mark, is_displaced: bool) -> Fate {
+        if !is_displaced || mark == Mark::Open {
+            self.seen = self.seen.max(mark.past());
+            return Fate::Passed(mark);
+        }
+        let stands = self.seen >= mark.past() || self.forwarder.marked_again.contains(&mark);
+        if stands { Fate::PassedOver } else { Fate::Displaced }
+    }
+
+    /// Decides what becomes of a delivery; returns a mark that is to be published again.
+    pub(in crate::backfill) fn deliver(&mut self, delivery: Delivery) -> Option<Mark> {
         let Delivery { tag, redelivered, parked, message } = delivery;
         self.serial += 1;
         let remembered = self.forwarder.remembered;
         // What expired comes out of its place, so that no mark says anything of it.
         let is_parked = parked.is_some();
-        let fate = match mark_of(self.forwarder.id, &message) {
-            Some(mark) => {
-                self.seen = self.seen.max(mark.past());
-                Fate::Passed(mark)
-            }
+        let is_displaced = parked.is_some_and(|parked| parked.is_displaced());
+        self.standing.may_expire |= is_displaced || message.properties.expiration.is_some();
+        let mark = mark_of(self.forwarder.id, &message);
+        let fate = match mark {
+            Some(mark) => self.fate_of(mark, is_displaced),
             None if self.seen == Past::Closed && !is_parked => Fate::CameLive,
             None if (self.seen == Past::Nothing || is_parked) && remembered.has(&message) => {
                 Fate::Dropped
@@ -135,11 +164,13 @@ impl<'a> Book<'a> {
                 let outgoing = self.outgoing(message);
                 let time = outgoing.time;
                 self.batch.push(outgoing);
-                Fate::Forwarded { bytes, time, again, is_replay }
+                Fate::Forwarded { bytes, time, again, is_replay, is_parked }
             }
         };
+        let again = mark.filter(|_| matches!(fate, Fate::Displaced));
         let (serial, generation) = (self.serial, self.generation);
         self.noted.push_back(Noted { serial, generation, tag, fate });
+        again
     }
 
     fn outgoing(&self, message: dacapo_event::Message) -> Outgoing<u64> {
@@ -153,21 +184,32 @@ impl<'a> Book<'a> {
 
     /// Takes out what is settled if everything that was published up to `serial` is confirmed; counts
     /// it, writes that down, and returns what may be acked.
-    pub(super) fn settle(&mut self, serial: u64) -> Result<Option<DeliveryTag>, EngineError> {
-        let (before, mut tag) = (self.settled, None);
+    pub(in crate::backfill) fn settle(
+        &mut self,
+        serial: u64,
+    ) -> Result<Option<DeliveryTag>, EngineError> {
+        let (before, mut tag, mut is_marked) = (self.settled, None, false);
         while let Some(first) = self.noted.front() {
             if matches!(first.fate, Fate::Forwarded { .. }) && first.serial > serial {
                 break;
             }
+            // Acked before it is there again, it would be gone if the process was killed.
+            if matches!(first.fate, Fate::Displaced) {
+                break;
+            }
             let Some(noted) = self.noted.pop_front() else { break };
+            is_marked |= matches!(noted.fate, Fate::Passed(_));
             self.count(&noted.fate);
             self.settled += 1;
             if noted.generation == self.generation {
                 tag = Some(noted.tag);
             }
         }
-        if self.settled > before {
-            self.journal.checkpoint(self.standing)?;
+        match self.settled > before {
+            // Once it is acked, nothing but the journal tells that it was passed.
+            true if is_marked => self.journal.write(self.standing)?,
+            true => self.journal.checkpoint(self.standing)?,
+            false => {}
         }
         Ok(tag)
     }
@@ -180,14 +222,15 @@ impl<'a> Book<'a> {
             Fate::Passed(mark) => *past = (*past).max(mark.past()),
             Fate::Dropped => counts.dropped += 1,
             Fate::CameLive => counts.came_live += 1,
-            Fate::Forwarded { bytes, time, again, is_replay } => {
+            Fate::PassedOver | Fate::Displaced => {}
+            Fate::Forwarded { bytes, time, again, is_replay, is_parked } => {
                 self.reached = Some(*time);
                 counts.forwarded += 1;
                 counts.forwarded_bytes += bytes;
                 counts.replays += u64::from(*is_replay);
                 counts.passed_again += u64::from(*again == Again::Maybe);
                 counts.live_as_well += u64::from(*past >= Past::Opened);
-                counts.reordered += u64::from(is_bound);
+                counts.reordered += u64::from(is_bound || *is_parked);
             }
         }
     }

@@ -4,14 +4,15 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use dacapo_bus::memory::{ExchangeKind, MemoryBus, MemorySubscription, QueueOptions};
-use dacapo_bus::{Connect, Source};
+use dacapo_bus::{Connect, Delivery, Parked, Source};
 use dacapo_event::{Clock, Event, Message, Properties, ShortStr};
 use dacapo_filter::Selection;
 use dacapo_republish::{Config, Control, Progress};
 use tokio::sync::watch;
 
 use super::*;
-use crate::backfill::held::{Ended, Forwarder, Holding, Until};
+use crate::backfill::held::book::Book;
+use crate::backfill::held::{DRAIN_QUIET, Ended, Forwarder, Holding, Until};
 use crate::backfill::standing::Past;
 use crate::merge::Positions;
 use crate::survey::Depth;
@@ -75,6 +76,8 @@ impl Stage {
             target,
             rules: &AttributeRules::default(),
             remembered: &self.remembered,
+            marked_again: &[],
+            quiet: DRAIN_QUIET,
             priority: Priority::Neutralise,
             config: Config::default(),
             clock: clock as Clock,
@@ -159,6 +162,54 @@ async fn what_came_live_is_dropped_and_what_may_have_is_counted() {
     let counts = stage.standing.counts;
     assert_eq!((counts.live_as_well, counts.reordered, counts.came_live), (3, 6, 3));
     assert_eq!(stage.bus.depth("holding"), Some(0));
+}
+
+/// A mark that the broker dead-letters says nothing where it comes: it is published again, and only then
+/// acked.
+#[tokio::test(start_paused = true)]
+async fn a_mark_that_lost_its_place_is_published_again() {
+    let mut stage = Stage::new(super::Stage::Held);
+    stage.remembered = remembered(vec![archived(1)]).await;
+    let mut standing = Standing { stage: super::Stage::Held, ..Standing::default() };
+    let (mut journal, _) = Journal::open(&stage.dir.path().join("journal")).unwrap();
+    let (source, id) = (stage.subscription(), id());
+    let target = stage.bus.to_queue("loyalty", "own");
+    let (marked_again, rules) = ([Mark::History], AttributeRules::default());
+    let forwarder = |marked_again| Forwarder {
+        id: &id,
+        source: &source,
+        target: &target,
+        rules: &rules,
+        remembered: &stage.remembered,
+        marked_again,
+        quiet: DRAIN_QUIET,
+        priority: Priority::Neutralise,
+        config: Config::default(),
+        clock: clock as Clock,
+    };
+    let displaced = |tag| Delivery {
+        tag,
+        redelivered: false,
+        parked: Some(Parked { reason: "expired".to_owned() }),
+        message: mark_message(&id, Mark::History, ShortStr::from_static("holding")),
+    };
+    let event = |tag, n| Delivery { tag, redelivered: false, parked: None, message: live(n) };
+
+    let first = forwarder(&[]);
+    let mut book = Book::new(&first, &mut standing, &mut journal);
+    assert_eq!(book.deliver(displaced(1)), Some(Mark::History));
+    book.deliver(event(2, 1));
+    assert_eq!((book.has_settled(), book.settle(0).unwrap()), (false, None));
+    drop(book);
+    assert_eq!(standing.past, Past::Nothing);
+
+    let second = forwarder(&marked_again);
+    let mut book = Book::new(&second, &mut standing, &mut journal);
+    assert_eq!(book.deliver(displaced(1)), None);
+    book.deliver(event(2, 1));
+    assert_eq!(book.settle(0).unwrap(), Some(2));
+    drop(book);
+    assert_eq!((standing.past, standing.counts.dropped), (Past::Nothing, 1));
 }
 
 /// Nothing but marks and repeats, and more than the prefetch: they are acked without any confirm.

@@ -58,6 +58,8 @@ struct World {
     /// Looked up, and not delivered to these yet.
     on_the_way: Vec<(Event, Queue)>,
     archiver: VecDeque<Archived>,
+    /// What expired in the archiver's queue.
+    parked: VecDeque<Archived>,
     archive: Vec<Event>,
     answers: BTreeMap<String, Sequence>,
     holding: Option<VecDeque<Held>>,
@@ -80,6 +82,7 @@ impl World {
             left: 150,
             on_the_way: Vec::new(),
             archiver: VecDeque::new(),
+            parked: VecDeque::new(),
             archive: Vec::new(),
             answers: BTreeMap::new(),
             holding: None,
@@ -132,13 +135,23 @@ impl World {
                     self.deliver(at);
                 }
                 2 => self.archive_one(),
+                3 if self.dice.roll(3) == 0 => self.expire(),
                 _ => self.now += self.dice.roll(40),
             }
         }
     }
 
+    /// The first event in the archiver's queue is dead-lettered.
+    fn expire(&mut self) {
+        if let Some(Archived::Event(_)) = self.archiver.front() {
+            self.parked.extend(self.archiver.pop_front());
+        }
+    }
+
     fn archive_one(&mut self) {
-        match self.archiver.pop_front() {
+        let from_parked = !self.parked.is_empty() && self.dice.roll(3) == 0;
+        let queue = if from_parked { &mut self.parked } else { &mut self.archiver };
+        match queue.pop_front() {
             Some(Archived::Event(event)) => self.archive.push(event),
             Some(Archived::Barrier(barrier)) => {
                 let reached = self.archive.len() as Sequence;
@@ -199,7 +212,11 @@ impl World {
     fn ask(&mut self, which: Barrier, attempt: u64) -> Result<Positions, Killed> {
         let barrier = id().barrier(attempt, which, 0).to_string();
         if !self.answers.contains_key(&barrier) {
-            self.archiver.push_back(Archived::Barrier(barrier.clone()));
+            let queue = match which {
+                Barrier::First | Barrier::Second => &mut self.archiver,
+                Barrier::Parked => &mut self.parked,
+            };
+            queue.push_back(Archived::Barrier(barrier.clone()));
         }
         loop {
             self.maybe_kill()?;
@@ -265,6 +282,9 @@ impl World {
             Step::Ask(Barrier::Second) => {
                 Happened::SecondAnswered(self.ask(Barrier::Second, standing.attempt)?)
             }
+            Step::Ask(Barrier::Parked) => {
+                Happened::ParkedAnswered(self.ask(Barrier::Parked, standing.attempt)?)
+            }
             Step::Bind => {
                 self.holding.get_or_insert_default();
                 self.maybe_kill()?;
@@ -279,6 +299,7 @@ impl World {
                 Happened::Stale
             }
             Step::Mark => {
+                self.margin();
                 self.mark(Past::History);
                 Happened::Marked
             }
