@@ -319,7 +319,7 @@ mod tests {
     #[test]
     fn a_history_that_grows_as_fast_as_it_is_played_is_told_with_both_rates() {
         let minutes = |minutes: u64| Duration::from_secs(minutes * 60);
-        let told = growth(3, 12_000, minutes(2), 24_000).unwrap();
+        let told = growth(3, 12_000, minutes(2), 24_000).unwrap().replace('\u{202f}', " ");
         assert!(told.contains("round 3 had 12 000 events and took"), "{told}");
         assert!(told.contains("(100/s)") && told.contains("(200/s)"), "{told}");
         assert_eq!(growth(3, 12_000, minutes(2), 11_999), None);
