@@ -27,6 +27,10 @@ const BATCH_BYTES: usize = 2 * 1024 * 1024;
 /// events/s.
 const BATCH_EVENTS: usize = 4_096;
 
+/// No more deliveries are taken while so many barriers wait for an answer: each costs a put before
+/// anything behind it is acked, and a backfill sends one or two.
+const BARRIERS_MAX: usize = 16;
+
 /// Deliveries are given back to the queue when the oldest was held this long: half of RabbitMQ's
 /// default `consumer_timeout` (30 min), at which it would close the channel.
 pub(crate) const HOLD_MAX: Duration = Duration::from_secs(15 * 60);
@@ -197,6 +201,7 @@ impl Core {
         self.intake == Open::Taking
             && self.batch_bytes < 2 * BATCH_BYTES
             && self.batch.len() < 2 * BATCH_EVENTS
+            && self.filling.barriers.len() < BARRIERS_MAX
             && decide(&self.policy, &self.filled(), now) != Roll::Full
     }
 

@@ -9,8 +9,9 @@ use std::time::Duration;
 
 use dacapo_archive::{ArchiveError, StreamWriter, chain};
 use dacapo_bus::{BusError, Delivery, DeliveryTag, Source};
-use dacapo_event::Timestamp;
 use dacapo_event::attributes::AttributeRules;
+use dacapo_event::barrier::BarrierId;
+use dacapo_event::{Sequence, Timestamp};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior};
 
@@ -73,7 +74,7 @@ enum Input {
     Encoded(Result<Encoded, ArchiveError>),
     Opened(Result<StreamWriter, ArchiveError>),
     Appended(Result<(StreamWriter, Finished), ArchiveError>),
-    Answered(Result<(), ArchiveError>),
+    Answered(BarrierId, Sequence, Result<(), ArchiveError>),
     Peeked(Result<Option<Timestamp>, ArchiveError>),
     Due,
     Poll,
@@ -206,8 +207,9 @@ impl<'a> Session<'a> {
                 return Ok(Some(Ended::Fenced(error)));
             }
             Input::Appended(Err(error)) => return Err(error.into()),
-            Input::Answered(answered) => {
+            Input::Answered(barrier, sequence, answered) => {
                 answered?;
+                tracing::info!(%barrier, sequence, "a barrier is reached");
                 self.core.answered();
                 self.context.metrics.answered_a_barrier();
             }
@@ -253,8 +255,7 @@ impl<'a> Session<'a> {
             Step::Answer(barrier, sequence) => {
                 self.storing = Some(Box::pin(async move {
                     let answered = place.answer_patiently(&barrier, sequence, metrics).await;
-                    tracing::info!(%barrier, sequence, "a barrier is reached");
-                    Input::Answered(answered)
+                    Input::Answered(barrier, sequence, answered)
                 }));
             }
             Step::Ack(tag) => return Ok(self.ack(tag).await.err().map(Ended::Lost)),
@@ -293,7 +294,9 @@ impl<'a> Session<'a> {
             }
             Intake::DisplacedBarrier => {
                 metrics.dropped_a_barrier();
-                tracing::warn!("a barrier lost its place in the queue and is not answered");
+                if self.parked_logged <= PARKED_LOGGED_MAX {
+                    tracing::warn!("a barrier lost its place in the queue and is not answered");
+                }
             }
         }
     }

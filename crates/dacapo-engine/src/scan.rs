@@ -6,6 +6,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use dacapo_archive::compaction;
 use dacapo_archive::layout;
 use dacapo_archive::store::{ObjectKey, Store, StoreError};
@@ -325,7 +326,8 @@ impl Scan {
     /// Holds whole events against what their attributes alone could not decide.
     fn keep_matching(&mut self, events: Vec<Event>) -> Result<Vec<Found>, EngineError> {
         let stream = &self.segment.summary().stream;
-        let mut kept = Vec::with_capacity(events.len());
+        let all = events.len();
+        let mut kept = Vec::with_capacity(all);
         for event in events {
             while self.failed.front().is_some_and(|failed| *failed < event.sequence) {
                 self.failed.pop_front();
@@ -344,6 +346,12 @@ impl Scan {
                 Ok(false) => {}
                 Err(_) if self.selection.where_errors() == WhereErrors::Skip => self.skipped += 1,
                 Err(error) => return Err(error.into()),
+            }
+        }
+        if kept.len() < all - all / 8 {
+            // Bodies may be slices of their pages, and a few must not keep them in memory.
+            for Found { event, .. } in &mut kept {
+                event.message.body = Bytes::copy_from_slice(&event.message.body);
             }
         }
         Ok(kept)

@@ -187,6 +187,24 @@ async fn a_barrier_seals_and_is_answered_between_the_append_and_the_ack() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_flood_of_barriers_is_taken_little_by_little() {
+    let mut core = core(1_000_000);
+    core.opened(1, None);
+    for round in 0..3 {
+        let mut taken = 0;
+        while core.wants_delivery(Instant::now()) {
+            taken += 1;
+            take(&mut core, round * BARRIERS_MAX as u64 + taken, barrier(&format!("b-{taken}")));
+        }
+        assert_eq!(taken, BARRIERS_MAX as u64);
+        for number in 1..=taken {
+            check_answer(&mut core, &format!("b-{number}"), 0);
+        }
+        check_ack(&mut core, (round + 1) * BARRIERS_MAX as u64);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_barrier_that_cannot_be_answered_is_given_back_before_the_broker_would_close_the_channel()
 {
     let mut core = core(100);

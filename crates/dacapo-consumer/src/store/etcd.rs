@@ -107,6 +107,8 @@ impl EtcdStore {
     /// The prefix or an endpoint is none, etcd does not answer or refuses the account, or what is under
     /// the prefix is something else.
     pub async fn open(at: EtcdAt, prefix: &str, retention: Retention) -> Result<Self, StoreError> {
+        // What an endpoint with a login in it holds is shown nowhere.
+        check(&at).map_err(|trouble| trouble.of("open", format!("etcd {prefix}")))?;
         let name = format!("{} {prefix}", at.endpoints.join(","));
         let opening = async {
             let keys = Keys::under(prefix)?;
@@ -315,6 +317,10 @@ enum Trouble {
         "there are keys under `{prefix}` but no `{prefix}state`; delete the rest, too: `etcdctl del --prefix {prefix}`"
     )]
     Leftovers { prefix: String },
+    #[error("an endpoint begins with neither `http://` nor `https://`, or has a login in it")]
+    Endpoint,
+    #[error("an endpoint is not `https://`, and so what TLS is made of would be passed over")]
+    Unencrypted,
     #[error("`{0}` is no prefix: up to 200 printable ASCII characters that end with `/`")]
     Prefix(String),
     #[error("what etcd has is not what this version writes ({0}); delete what is under the prefix")]
@@ -327,6 +333,21 @@ impl Trouble {
     fn of(self, action: &'static str, store: String) -> StoreError {
         StoreError { action, store, source: self.into() }
     }
+}
+
+/// Refuses endpoints that would be used in clear where TLS was meant.
+fn check(at: &EtcdAt) -> Result<(), Trouble> {
+    let has_tls = at.tls.authority.is_some() || at.tls.identity.is_some();
+    for endpoint in &at.endpoints {
+        let is_https = endpoint.starts_with("https://");
+        if !is_https && !endpoint.starts_with("http://") || endpoint.contains('@') {
+            return Err(Trouble::Endpoint);
+        }
+        if has_tls && !is_https {
+            return Err(Trouble::Unencrypted);
+        }
+    }
+    Ok(())
 }
 
 fn get(key: Vec<u8>) -> TxnOp {
@@ -346,4 +367,27 @@ fn position(value: &[u8]) -> Result<Position, Trouble> {
 
 fn digest(name: &str) -> Digest {
     Digest::of(name.as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check_refused(endpoint: &str, authority: Option<&[u8]>, expected: &str) {
+        let tls = EtcdTls { authority: authority.map(<[u8]>::to_vec), identity: None };
+        let endpoints = vec!["https://etcd-1:2379".to_owned(), endpoint.to_owned()];
+        let refused = check(&EtcdAt { endpoints, tls, ..EtcdAt::default() }).unwrap_err();
+        assert!(refused.to_string().contains(expected), "{refused}");
+        assert!(!refused.to_string().contains("secret"), "{refused}");
+    }
+
+    #[test]
+    fn nothing_goes_in_clear_where_tls_was_meant() {
+        check_refused("etcd-2:2379", None, "begins with neither");
+        check_refused("https://user:secret@etcd-2:2379", None, "a login");
+        check_refused("http://etcd-2:2379", Some(b"PEM"), "is not `https://`");
+        let endpoints = vec!["http://etcd-1:2379".to_owned()];
+        assert!(check(&EtcdAt { endpoints, ..EtcdAt::default() }).is_ok());
+    }
 }
