@@ -12,16 +12,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use protox::prost_reflect::prost_types::{
     DescriptorProto, EnumDescriptorProto, EnumValueDescriptorProto, FieldDescriptorProto,
-    FileDescriptorSet, MethodDescriptorProto, ServiceDescriptorProto,
+    FileDescriptorProto, FileDescriptorSet, MethodDescriptorProto, ServiceDescriptorProto,
 };
-
-/// How many numbers of one reserved range are looked at: more than a message may sensibly have.
-const RESERVED_MAX: i32 = 10_000;
 
 /// Returns everything that breaks, a line each, with its place.
 pub(crate) fn breaking(before: &FileDescriptorSet, after: &FileDescriptorSet) -> Vec<String> {
+    let mut broken: Vec<String> = after.file.iter().filter_map(unfit).collect();
     let (before, after) = (Declared::of(before), Declared::of(after));
-    let mut broken = Vec::new();
     for package in before.packages.difference(&after.packages) {
         broken.push(format!("package `{package}` is gone"));
     }
@@ -45,6 +42,26 @@ pub(crate) fn breaking(before: &FileDescriptorSet, after: &FileDescriptorSet) ->
         }
     }
     broken
+}
+
+/// Refuses what these rules are not made for: proto2 has groups, required fields and defaults of its
+/// own, and closed enums. Google's own files are whatever they are.
+fn unfit(file: &FileDescriptorProto) -> Option<String> {
+    let is_fit = file.syntax() == "proto3" || file.package().starts_with("google.");
+    (!is_fit).then(|| format!("`{}`: it is not proto3, and these rules are for that", file.name()))
+}
+
+/// Returns the first number from one up to another, both among them, that no range has. Ranges have
+/// their ends in them.
+fn uncovered(from: i32, to: i32, ranges: &[(i32, i32)]) -> Option<i32> {
+    let mut number = from;
+    while number <= to {
+        match ranges.iter().find(|(start, end)| (*start..=*end).contains(&number)) {
+            Some((_, end)) => number = end.checked_add(1)?,
+            None => return Some(number),
+        }
+    }
+    None
 }
 
 /// Everything of a descriptor set by its full name, with its package.
@@ -99,9 +116,16 @@ fn compare_messages(
     before: &DescriptorProto,
     after: &DescriptorProto,
 ) {
-    let reserved = |number: i32| {
-        after.reserved_range.iter().any(|range| (range.start()..range.end()).contains(&number))
+    // These ranges end before their end.
+    let ranges: Vec<_> =
+        after.reserved_range.iter().map(|range| (range.start(), range.end() - 1)).collect();
+    let reserved = |number: i32| uncovered(number, number, &ranges).is_none();
+    let is_entry = |message: &DescriptorProto| {
+        message.options.as_ref().is_some_and(|options| options.map_entry())
     };
+    if is_entry(before) != is_entry(after) {
+        broken.push(format!("`{name}`: a map became repeated entries, or these a map"));
+    }
     for field in &before.field {
         let at = format!("`{name}.{}` ({})", field.name(), field.number());
         if let Some(now) = after.field.iter().find(|now| now.number() == field.number()) {
@@ -121,8 +145,7 @@ fn compare_messages(
     }
     // Or a number of long ago would come back as something else.
     for range in &before.reserved_range {
-        let longest = range.end().min(range.start().saturating_add(RESERVED_MAX));
-        if let Some(number) = (range.start()..longest).find(|number| !reserved(*number)) {
+        if let Some(number) = uncovered(range.start(), range.end() - 1, &ranges) {
             broken.push(format!("`{name}`: {number} is no longer reserved"));
         }
     }
@@ -178,10 +201,9 @@ fn compare_enums(
     before: &EnumDescriptorProto,
     after: &EnumDescriptorProto,
 ) {
-    // Its ranges have their end in them, other than those of messages.
-    let reserved = |number: i32| {
-        after.reserved_range.iter().any(|range| (range.start()..=range.end()).contains(&number))
-    };
+    let ranges: Vec<_> =
+        after.reserved_range.iter().map(|range| (range.start(), range.end())).collect();
+    let reserved = |number: i32| uncovered(number, number, &ranges).is_none();
     for value in &before.value {
         let at = format!("`{name}.{}` ({})", value.name(), value.number());
         let same_number = |now: &&EnumValueDescriptorProto| now.number() == value.number();
@@ -189,7 +211,13 @@ fn compare_enums(
             after.value.iter().filter(same_number).map(|now| now.name()).collect();
         let moved = after.value.iter().find(|now| now.name() == value.name());
         match moved {
-            _ if names.contains(&value.name()) => {}
+            _ if names.contains(&value.name()) => {
+                let known = |name: &&str| before.value.iter().any(|value| value.name() == *name);
+                for alias in names.iter().filter(|name| !known(name)) {
+                    // Which of two names is shown is up to whoever reads.
+                    broken.push(format!("{at}: events of it may be shown as `{alias}` now"));
+                }
+            }
             Some(now) => broken.push(format!("{at}: renumbered to {}", now.number())),
             None if !names.is_empty() => {
                 broken.push(format!("{at}: renamed to `{}`", names.join("`, `")));
@@ -205,8 +233,8 @@ fn compare_enums(
         }
     }
     for range in &before.reserved_range {
-        if !(reserved(range.start()) && reserved(range.end())) {
-            broken.push(format!("`{name}`: {} is no longer reserved", range.start()));
+        if let Some(number) = uncovered(range.start(), range.end(), &ranges) {
+            broken.push(format!("`{name}`: {number} is no longer reserved"));
         }
     }
     for word in before.reserved_name.iter().filter(|word| !after.reserved_name.contains(word)) {
@@ -321,7 +349,27 @@ fn each_rule_fires_and_what_is_fine_passes() {
         "message M { reserved 2, 5 to 6; }",
         &["`p.v1.M`: 7 is no longer reserved", "`p.v1.M`: the name `b` is no longer reserved"],
     );
+    check(
+        "message M { reserved 5 to max; }",
+        "message M { reserved 5 to 20000; }",
+        &["`p.v1.M`: 20001 is no longer reserved"],
+    );
+    check(
+        "message M { map<string, int32> m = 1; }",
+        "message M { message MEntry { string key = 1; int32 value = 2; } repeated MEntry m = 1; }",
+        &["`p.v1.M.MEntry`: a map became repeated entries, or these a map"],
+    );
     // Enums.
+    check(
+        "enum E { reserved 3 to 7; X = 0; }",
+        "enum E { reserved 3, 7; X = 0; }",
+        &["`p.v1.E`: 4 is no longer reserved"],
+    );
+    check(
+        "enum E { X = 0; Y = 1; }",
+        "enum E { option allow_alias = true; X = 0; Y = 1; Z = 1; }",
+        &["`p.v1.E.Y` (1): events of it may be shown as `Z` now"],
+    );
     check(
         "enum E { X = 0; Y = 1; }",
         "enum E { X = 0; }",
@@ -371,6 +419,14 @@ fn a_new_version_of_a_package_is_fine_and_one_that_is_gone_is_not() {
     let (v1, v2) = (("p.v1", "message M { string a = 1; }"), ("p.v2", "message M { bool a = 1; }"));
     assert_eq!(breaking(&compile(&[v1]), &compile(&[v1, v2])), [""; 0]);
     assert_eq!(breaking(&compile(&[v1, v2]), &compile(&[v2])), ["package `p.v1` is gone"]);
+}
+
+#[test]
+fn what_is_not_proto3_is_refused() {
+    let mut after = compile(&[("p.v1", "message M {}")]);
+    after.file[0].syntax = None;
+    let told = ["`p.v1.proto`: it is not proto3, and these rules are for that"];
+    assert_eq!(breaking(&compile(&[("p.v1", "message M {}")]), &after), told);
 }
 
 #[track_caller]
