@@ -268,8 +268,11 @@ fn a_new_service_needs_all_history() {
     book.finish();
     // The queue is bound to live by now.
     platform.publish(new);
-    let handled = || Ok((service.handled() == events.len()).then_some(()));
-    wait::until("every event is handled", DEADLINE, handled).unwrap();
+    // Five of each order, and what the service says of it.
+    let all = 6 * ORDERS;
+    let handled = || Ok((service.handled() == all).then_some(()));
+    let waited = wait::until("every event is handled", DEADLINE, handled);
+    assert!(waited.is_ok(), "{} of {all}: {}", service.handled(), scripts.log());
     scripts.stop();
     archiver.stop();
 
