@@ -139,26 +139,57 @@ impl Scene {
         self.wire.await_hold(DEADLINE).unwrap();
         running.kill();
         self.wire.cut();
-        let mut numbers = BTreeMap::new();
-        let text = std::fs::read_to_string(log).unwrap();
-        let calls = text.lines().filter_map(|line| {
-            let told = line.split_once(' ')?.1.trim_start();
-            let call = told.split_once('(')?.0;
-            let number: &mut usize = numbers.entry(call.to_owned()).or_default();
-            *number += 1;
-            let told = told.split('"').next()?.to_owned();
-            CALLS.contains(&call).then(|| Step { call: call.to_owned(), number: *number, told })
-        });
-        calls.collect()
+        steps_of(&std::fs::read_to_string(log).unwrap())
+    }
+
+    /// Starts it again to be killed as it enters this call, and makes sure that it was there and nowhere
+    /// else.
+    fn kill_at(&self, step: &Step) {
+        self.rewind();
+        let log = self.service.folder().join("killed");
+        let inject = format!("inject={}:signal=KILL:when={}", step.call, step.number);
+        let words = self.strace(&log.display().to_string(), &[inject]);
+        let output = self.service.start_under(&words).wait(DEADLINE);
+        assert_eq!(output.status, None, "{step:?}: it is killed, {output:?}");
+        let killed = || {
+            let text = std::fs::read_to_string(&log).unwrap_or_default();
+            Ok(text.contains("+++ killed by SIGKILL").then_some(text))
+        };
+        let text = wait::until("strace has told all", DEADLINE, killed).unwrap();
+        let last = steps_of(&text).pop().expect("it was killed at a call");
+        let place = |step: &Step| (step.call.clone(), step.number, step.file().to_owned());
+        assert_eq!(place(&last), place(step), "{step:?}: {last:?}");
     }
 }
 
-/// Returns the first and the last of calls that follow each other on one file: between two pages of the
-/// log nothing is begun and nothing is done.
-fn ends_of_runs(steps: &[Step]) -> Vec<&Step> {
+impl Step {
+    /// Returns which file it is on: `strace -yy` tells that after the descriptor.
+    fn file(&self) -> &str {
+        let told = self.told.split_once('<').map_or(self.told.as_str(), |(_, told)| told);
+        told.split('>').next().unwrap_or(told)
+    }
+}
+
+/// Returns the system calls that `strace` has told, in the order in which they began.
+fn steps_of(text: &str) -> Vec<Step> {
+    let mut numbers = BTreeMap::new();
+    let calls = text.lines().filter_map(|line| {
+        let told = line.split_once(' ')?.1.trim_start();
+        let call = told.split_once('(')?.0;
+        let number: &mut usize = numbers.entry(call.to_owned()).or_default();
+        *number += 1;
+        let told = told.split('"').next()?.to_owned();
+        CALLS.contains(&call).then(|| Step { call: call.to_owned(), number: *number, told })
+    });
+    calls.collect()
+}
+
+/// Returns all but the middle ones of writes that follow each other on one file: between two pages of
+/// the log nothing is begun and nothing is done. Between two that are read there is: a table is come to.
+fn without_pages_of_the_log(steps: &[Step]) -> Vec<&Step> {
     let is_same = |one: &Step, other: Option<&Step>| {
-        let start = |step: &Step| step.told.split(',').next().map(str::to_owned);
-        other.is_some_and(|other| one.call == other.call && start(one) == start(other))
+        one.call == "pwrite64"
+            && other.is_some_and(|other| one.call == other.call && one.file() == other.file())
     };
     let before = std::iter::once(None).chain(steps.iter().map(Some));
     let after = steps.iter().skip(1).map(Some).chain([None]);
@@ -190,12 +221,8 @@ fn killed_between_every_two_steps_on_its_database_it_has_all_of_an_event_or_noth
     assert!(steps.iter().any(|step| told(step, "sqlite-wal")), "{steps:#?}");
 
     let mut outcomes = BTreeMap::new();
-    for step in ends_of_runs(steps) {
-        scene.rewind();
-        let inject = format!("inject={}:signal=KILL:when={}", step.call, step.number);
-        let killed = scene.service.start_under(&scene.strace("/dev/null", &[inject]));
-        let output = killed.wait(DEADLINE);
-        assert_eq!(output.status, None, "{step:?}: it is killed, {output:?}");
+    for step in without_pages_of_the_log(steps) {
+        scene.kill_at(step);
         let committed = scene.check_whole(&step.told);
         // What was on its way when it was killed may be emitted a second time, with the same id.
         scene.check_recovers(&step.told, 1..=2);
