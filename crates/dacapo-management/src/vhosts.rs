@@ -1,5 +1,7 @@
 //! Virtual hosts that are made for a while, and what a queue has that is not acked.
 
+use std::time::Duration;
+
 use dacapo_event::percent::encode;
 use hyper::{Method, StatusCode};
 use serde_json::{Value, json};
@@ -15,6 +17,12 @@ pub struct Unacked {
     /// Messages that were delivered and are not acked.
     pub unacked: u64,
 }
+
+/// How often a virtual host that is there after it was deleted is deleted again: what was on its way to
+/// it (a declaration, its own making) is over by then.
+const DELETED_TIMES_MAX: u32 = 5;
+
+const DELETED_AGAIN_AFTER: Duration = Duration::from_millis(500);
 
 impl Management {
     /// Makes a virtual host in which `user` may do everything; the account needs the tag
@@ -38,13 +46,21 @@ impl Management {
         }
     }
 
-    /// Deletes a virtual host with all that is in it; one that is not there is no error.
+    /// Deletes a virtual host with all that is in it, and makes sure that it is gone; one that is not
+    /// there is no error.
     ///
     /// # Errors
-    /// No connection or no answer in time, or the account refused.
+    /// No connection or no answer in time, the account refused, or it is there all the same.
     pub async fn delete_vhost(&self, vhost: &str) -> Result<(), ManagementError> {
         let path = format!("vhosts/{}", encode(vhost));
-        self.change(Method::DELETE, &path, &Value::Null).await.map(drop)
+        for _ in 0..DELETED_TIMES_MAX {
+            self.change(Method::DELETE, &path, &Value::Null).await?;
+            if self.change(Method::GET, &path, &Value::Null).await? == StatusCode::NOT_FOUND {
+                return Ok(());
+            }
+            tokio::time::sleep(DELETED_AGAIN_AFTER).await;
+        }
+        Err(self.strange(&path, "it was deleted, and is there all the same"))
     }
 
     /// Returns what a queue has that is not acked, or nothing while the plugin has no statistics of it;

@@ -237,18 +237,26 @@ impl Environment {
 
     async fn remove(&mut self) -> Vec<String> {
         if self.owns_vhost {
-            if let Some(making) = self.making.take() {
-                tracing::debug!(made = ?making.await, "the virtual host is made before it is deleted");
-            }
+            // Deleted before it is made, it would stay.
+            let made = match self.making.take() {
+                Some(making) => making.await.context("making a virtual host does not panic"),
+                None => Ok(Ok(())),
+            };
             let deleted = match self.management() {
                 Ok(management) => {
                     management.delete_vhost(&self.vhost).await.map_err(|it| words(&it))
                 }
                 Err(error) => Err(error.to_string()),
             };
-            return match deleted {
-                Ok(()) => Vec::new(),
-                Err(why) => vec![format!("virtual host `{}`: {why}", self.vhost)],
+            let left = |why| vec![format!("virtual host `{}`: {why}", self.vhost)];
+            return match (deleted, made) {
+                (Err(why), _) => left(why),
+                // No answer came: it may yet be made.
+                (Ok(()), Ok(Err(ManagementError::Unavailable { .. }))) => left(
+                    "the broker did not say whether it was made; look whether it is there".into(),
+                ),
+                (Ok(()), Err(why)) => left(words(why.as_ref())),
+                (Ok(()), Ok(_)) => Vec::new(),
             };
         }
         let broker = match self.broker() {
