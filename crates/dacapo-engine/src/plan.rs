@@ -193,6 +193,17 @@ impl PlannedSegment {
 }
 
 impl Plan {
+    /// Adds gaps that a sync found in the streams that are read: a survey sees those between two
+    /// segments, and not what is missing up to a stream's head.
+    pub fn add_gaps(&mut self, found: &[Gap]) {
+        for gap in found {
+            let is_read = self.segments.iter().any(|segment| segment.stream == gap.stream);
+            if is_read && !self.gaps.contains(gap) {
+                self.gaps.push(gap.clone());
+            }
+        }
+    }
+
     /// Returns the digest of all that decides what is published and where: the request and the
     /// planned segments.
     ///

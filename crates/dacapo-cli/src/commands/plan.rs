@@ -32,7 +32,8 @@ pub async fn run(args: &PlanArgs, settings: &Settings, output: &Output) -> anyho
     let store = open::store(settings, Access::Read).await?;
     let (index, report) = open::synced_index(settings, &store, output, "plan").await?;
     open::refuse_empty(&index, &report, &store)?;
-    let plan = make(request, depth, &args.preflight, &store, &index, settings, output).await?;
+    let mut plan = make(request, depth, &args.preflight, &store, &index, settings, output).await?;
+    plan.add_gaps(&report.gaps);
     index.close()?;
     if let Some(again) = &again {
         rejects::verify(again, &plan, &store, settings, output).await?;

@@ -82,9 +82,10 @@ pub async fn run(args: &ReplayArgs, settings: &Settings, output: &Output) -> any
             }
             let (index, report) = open::synced_index(settings, &store, output, "replay").await?;
             open::refuse_empty(&index, &report, &store)?;
-            let plan =
+            let mut plan =
                 plan::make(request, depth, &args.preflight, &store, &index, settings, output)
                     .await?;
+            plan.add_gaps(&report.gaps);
             index.close()?;
             refuse_gaps(&report, &plan, args)?;
             if let Some(again) = &again {

@@ -99,6 +99,17 @@ async fn the_hash_says_what_is_done_and_not_when_it_was_planned() {
 }
 
 #[tokio::test]
+async fn what_is_missing_up_to_a_streams_head_is_a_gap_of_a_plan_that_reads_the_stream() {
+    let archive = Archive::of(vec![(0..6).map(|n| event(n, at(n))).collect()], 3).await;
+    let mut plan = archive.plan(everything(), Depth::Index).await;
+    let gap = |stream| Gap { stream: name(stream), first: 7, last: 9 };
+    for _ in 0..2 {
+        plan.add_gaps(&[gap("s0"), gap("s1")]);
+    }
+    assert_eq!(plan.gaps, [gap("s0")]);
+}
+
+#[tokio::test]
 async fn gaps_are_those_of_streams_that_are_read() {
     let events = |kind: &str| {
         let of_kind = |n| Event { kind: kind.to_owned(), ..event(n, at(n)) };
