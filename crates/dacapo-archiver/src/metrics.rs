@@ -261,6 +261,11 @@ impl Metrics {
         self.barriers.get_or_create(&[("outcome", ANSWERED)]).inc();
     }
 
+    #[cfg(test)]
+    pub(crate) fn barriers_answered(&self) -> u64 {
+        self.barriers.get_or_create(&[("outcome", ANSWERED)]).get()
+    }
+
     pub(crate) fn dropped_a_barrier(&self) {
         self.barriers.get_or_create(&[("outcome", DISPLACED)]).inc();
     }

@@ -65,9 +65,7 @@ async fn a_barrier_that_lost_its_place_is_dropped_and_one_sent_to_the_parking_qu
     }
     let (subscription, metrics) = (subscription(&bus), metrics());
     let story = async {
-        while answers(&inner, "there").await.is_empty() {
-            tokio::time::sleep(SECOND).await;
-        }
+        until(|| metrics.barriers_answered() == 1).await;
         drained(&bus).await;
     };
     run(config(100), inner.clone(), &subscription, &metrics, story).await.unwrap();
