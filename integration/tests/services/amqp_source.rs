@@ -267,10 +267,12 @@ async fn a_source_whose_deliveries_are_too_large_hands_out_what_waits_and_is_ope
     let setting = Setting::new(ExchangeKind::Topic).await;
     let bindings = everything(&setting.exchange);
     let prefetch = NonZeroU16::new(40).unwrap();
-    let subscribe = AmqpSubscribe::new(broker(), &setting.queue, bindings, prefetch, 10 * 10_000);
+    // Room for 40 of 5 KiB, which it begins with, and for six of those that come.
+    let room = 40 * 5 * 1024;
+    let subscribe = AmqpSubscribe::new(broker(), &setting.queue, bindings, prefetch, room);
     subscribe.open().await.unwrap().close().await.unwrap();
     for number in 0..40 {
-        let body = Bytes::from(format!("{number:>10000}"));
+        let body = Bytes::from(format!("{number:>30000}"));
         setting.direct.publish(&Message { body, ..setting.message("k") }).await;
     }
     let (mut seen, mut prefetches) = (Vec::new(), Vec::new());
