@@ -6,7 +6,7 @@
 //! Invariant: a delivery is acked only after the journal counts it, and counted only after the target
 //! has it, or it is dropped with everything before it settled.
 
-use std::future::pending;
+use std::future::{pending, ready};
 use std::time::Duration;
 
 use dacapo_bus::{BusError, Connect, Delivery, Source, Subscribe};
@@ -265,6 +265,9 @@ impl Feed<'_> {
                 },
                 () = send(batches.as_ref(), &mut self.book) => Turn::Sent,
                 delivery = next(self.source.as_mut()), if wants => Turn::Delivered(delivery),
+                // After what lies ready at the source, so that many which history has are one line of
+                // the journal and one ack.
+                () = ready(()), if self.book.has_settled() => Turn::Settled,
                 () = at(self.reopen_at) => Turn::Reopen,
                 _ = looks.tick() => Turn::Look,
             };
@@ -284,7 +287,7 @@ impl Feed<'_> {
                     if let Some(mark) = self.book.deliver(delivery) {
                         outcome = Ended::Displaced(mark);
                     }
-                    if self.book.has_settled() {
+                    if self.book.has_settled() && self.book.noted_len() >= BATCH_MAX {
                         let settled = told.borrow().clone();
                         self.settle(&settled).await?;
                     }
@@ -337,7 +340,7 @@ impl Feed<'_> {
             Until::LittleHeld => self.book.seen >= Past::History && depth <= LITTLE_HELD,
             Until::Closed => {
                 let quiet = self.heard.elapsed() >= self.forwarder.quiet;
-                self.book.seen == Past::Closed && depth == 0 && quiet && self.book.is_empty()
+                self.book.seen == Past::Closed && depth == 0 && quiet && self.book.noted_len() == 0
             }
         })
     }

@@ -108,9 +108,9 @@ impl<'a> Book<'a> {
         std::mem::take(&mut self.batch)
     }
 
-    /// Returns whether nothing is on its way.
-    pub(super) fn is_empty(&self) -> bool {
-        self.noted.is_empty()
+    /// Returns how many deliveries are on their way.
+    pub(super) fn noted_len(&self) -> usize {
+        self.noted.len()
     }
 
     /// Returns whether the first delivery needs no publisher to be settled.

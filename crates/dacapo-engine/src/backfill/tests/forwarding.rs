@@ -212,7 +212,8 @@ async fn a_mark_that_lost_its_place_is_published_again() {
     assert_eq!((standing.past, standing.counts.dropped), (Past::Nothing, 1));
 }
 
-/// Nothing but marks and repeats, and more than the prefetch: they are acked without any confirm.
+/// Nothing but marks and repeats, and more than the prefetch: they are acked without any confirm, and
+/// not one by one, which made a backfill of a busy bus slower than the bus.
 #[tokio::test(start_paused = true)]
 async fn a_long_run_of_repeats_does_not_stand_still() {
     let mut stage = Stage::new(super::Stage::Held);
@@ -221,6 +222,9 @@ async fn a_long_run_of_repeats_does_not_stand_still() {
     stage.mark(Mark::History);
     assert_eq!(stage.forward(Until::LittleHeld, Control::Run).await.unwrap(), Ended::Done);
     assert_eq!((stage.standing.counts.dropped, stage.arrived().await.len()), (100, 0));
+    let journal = std::fs::read_to_string(stage.dir.path().join("journal")).unwrap();
+    let lines = journal.lines().count();
+    assert!((6..=10).contains(&lines), "{lines} lines for five times the prefetch");
 }
 
 #[tokio::test(start_paused = true)]
