@@ -166,9 +166,10 @@ pub fn check_holding(load: &Load<'_>, facts: &Facts, wishes: Wishes) -> Prefligh
 
 #[cfg(test)]
 mod tests {
-    use dacapo_bus::broker::{DeadLetter, Exchange, Queue};
+    use dacapo_bus::broker::{DeadLetter, Exchange, Overflow, Queue};
 
     use super::*;
+    use crate::request::Target;
 
     fn binding(source: &str, key: &str, queue: &str) -> Binding {
         Binding {
@@ -269,5 +270,80 @@ mod tests {
         let wishes = Wishes { overrides, ..Wishes::default() };
         let known = check_archived(&Ok(topology()), &asked, &[], wishes);
         assert_eq!((known.refusals().count(), known.findings.len()), (0, 1));
+    }
+
+    /// What is found of a holding queue and its parking queue, nobody consuming them: in `load`, 60
+    /// events of 600 bytes.
+    fn of_holding(holding: Queue, parked: Queue) -> Vec<(Check, bool, String)> {
+        let queues =
+            [("new.holding".to_owned(), holding), ("new.holding.parked".to_owned(), parked)];
+        let topology = Topology { queues: queues.into(), ..Topology::default() };
+        let (target, none) = (Target::Queue { queue: "new.holding".to_owned() }, BTreeSet::new());
+        let load = Load {
+            target: &target,
+            exchanges: &none,
+            exchanges_exact: true,
+            events: 60,
+            bytes: 600,
+            depth_max: None,
+        };
+        let facts = Facts {
+            exists: Some(true),
+            depth: Some(0),
+            consumers: Some(0),
+            denied: Ok(Vec::new()),
+            missing: BTreeSet::new(),
+            unasked: BTreeSet::new(),
+            nodes: Ok(Vec::new()),
+            topology: Ok(topology),
+        };
+        let wishes = Wishes { require_consumer: true, ..Wishes::default() };
+        let room = check_holding(&load, &facts, wishes);
+        let refused: Vec<Check> = room.refusals().map(|finding| finding.check).collect();
+        room.findings
+            .into_iter()
+            .map(|finding| (finding.check, refused.contains(&finding.check), finding.what))
+            .collect()
+    }
+
+    fn set(value: u64) -> Option<Setting<u64>> {
+        Some(Setting { value, by: "policy `p`".to_owned() })
+    }
+
+    /// As dacapo declares both: they refuse what is too much.
+    fn refusing() -> Queue {
+        Queue { overflow: Overflow::Reject, ..Queue::default() }
+    }
+
+    #[test]
+    fn a_holding_queue_that_nobody_consumes_yet_has_nothing_against_it() {
+        assert_eq!(of_holding(refusing(), refusing()), []);
+    }
+
+    /// Twice what is expected has to fit: past the limit it is live publishers who are refused.
+    #[test]
+    fn a_limit_of_the_holding_queue_is_told_and_a_near_one_refuses() {
+        let check = |holding: Queue, refuses: bool| {
+            let found = of_holding(holding, refusing());
+            let [(check, refused, what)] = &found[..] else { panic!("{found:?}") };
+            assert_eq!((*check, *refused), (Check::QueueDropsHead, refuses), "{what}");
+            assert!(what.contains("live publishers are refused") && what.contains("`p`"), "{what}");
+        };
+        check(Queue { length_max: set(120), ..refusing() }, false);
+        check(Queue { length_max: set(119), ..refusing() }, true);
+        check(Queue { bytes_max: set(1_200), ..refusing() }, false);
+        check(Queue { bytes_max: set(1_199), ..refusing() }, true);
+    }
+
+    #[test]
+    fn a_parking_queue_that_loses_what_is_parked_is_found() {
+        let parked = Queue { message_ttl: set(1_000), expires: set(60_000), ..refusing() };
+        let found = of_holding(refusing(), parked);
+        let checks: Vec<(Check, bool)> =
+            found.iter().map(|(check, refused, _)| (*check, *refused)).collect();
+        assert_eq!(checks, [(Check::QueueTtl, true), (Check::QueueExpires, true)], "{found:?}");
+        for (_, _, what) in found {
+            assert!(what.contains("`new.holding.parked`"), "{what}");
+        }
     }
 }
