@@ -34,6 +34,6 @@ pub use builder::{Sealed, SegmentBuilder};
 pub use error::ArchiveError;
 pub use rows::Rows;
 pub use schema::{ColumnSet, FORMAT_VERSION};
-pub use segment::{Bloom, PageBounds, PrunedBy, RowGroupFacts, Segment, TextRange};
+pub use segment::{Bloom, PageBounds, Pages, PrunedBy, RowGroupFacts, Segment, TextRange};
 pub use summary::{SegmentSummary, Tally};
 pub use writer::{StreamWriter, probe_write_once};

@@ -45,6 +45,14 @@ pub struct Segment {
     metadata: Arc<ParquetMetaData>,
 }
 
+/// Pages of some rows of a row group, as they are stored.
+#[derive(Debug, Clone)]
+pub struct Pages {
+    group: usize,
+    columns: ColumnSet,
+    fetched: Arc<Fetched>,
+}
+
 /// What the statistics of a row group say, without reading it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RowGroupFacts {
@@ -336,7 +344,39 @@ impl Segment {
         if rows.is_empty() {
             return Ok(Vec::new());
         }
-        let fetched = Arc::new(self.fetch(group, rows, columns).await?);
+        let spans = self.spans(group, rows, columns)?;
+        let pages = self.fetch(group, columns, spans).await?;
+        self.decode(&pages, rows).await
+    }
+
+    /// Fetches what [`Segment::read`] fetches for `rows`, so that parts of them are decoded one after
+    /// the other at the price of the requests for one; nothing if it is more than `bytes_max` bytes as
+    /// stored.
+    ///
+    /// # Errors
+    /// The store fails, or a column lies outside the object (`Damaged`).
+    pub async fn pages(
+        &self,
+        group: usize,
+        rows: &Rows,
+        columns: ColumnSet,
+        bytes_max: u64,
+    ) -> Result<Option<Pages>, ArchiveError> {
+        let spans = self.spans(group, rows, columns)?;
+        let bytes: u64 = spans.iter().map(|span| span.end - span.start).sum();
+        match bytes <= bytes_max {
+            true => self.fetch(group, columns, spans).await.map(Some),
+            false => Ok(None),
+        }
+    }
+
+    /// Decodes `rows`, some of those that `pages` of this segment were fetched for: returns what
+    /// [`Segment::read`] returns.
+    ///
+    /// # Errors
+    /// The bytes are not what was written (`Damaged`).
+    pub async fn decode(&self, pages: &Pages, rows: &Rows) -> Result<Vec<Event>, ArchiveError> {
+        let Pages { group, columns, fetched } = pages.clone();
         let (metadata, rows) = (Arc::clone(&self.metadata), rows.clone());
         let decode = move || {
             let mut events = vec![columns::blank(); rows.len()];
@@ -349,27 +389,38 @@ impl Segment {
             .map_err(|error: ParquetError| self.damaged(error))
     }
 
-    async fn fetch(
+    /// Returns what is to be fetched for some rows: sorted, disjoint, inside the object.
+    fn spans(
         &self,
         group: usize,
         rows: &Rows,
         columns: ColumnSet,
-    ) -> Result<Fetched, ArchiveError> {
+    ) -> Result<Vec<Range<u64>>, ArchiveError> {
         let mut wanted = Vec::new();
         for column in COLUMNS.into_iter().filter(|column| columns.has(*column)) {
             let ranges = columns::ranges(&self.metadata, group, column.index(), rows);
             wanted.extend(ranges.map_err(|error| self.damaged(error))?);
         }
         let spans = coalesce(wanted, GAP_BYTES_MAX);
-        if spans.last().is_some_and(|span| span.end > self.summary.size) {
-            return Err(self.damaged("a column lies outside the object"));
+        match spans.last().is_some_and(|span| span.end > self.summary.size) {
+            true => Err(self.damaged("a column lies outside the object")),
+            false => Ok(spans),
         }
+    }
+
+    async fn fetch(
+        &self,
+        group: usize,
+        columns: ColumnSet,
+        spans: Vec<Range<u64>>,
+    ) -> Result<Pages, ArchiveError> {
         let get = |span: Range<u64>| async move {
             let start = span.start;
             Ok::<(u64, Bytes), ArchiveError>((start, self.object.get(span).await?))
         };
         let ranges = stream::iter(spans).map(get).buffered(REQUESTS_AT_ONCE).try_collect().await?;
-        Ok(Fetched::new(self.summary.size, ranges))
+        let fetched = Arc::new(Fetched::new(self.summary.size, ranges));
+        Ok(Pages { group, columns, fetched })
     }
 
     fn damaged(&self, problem: impl ToString) -> ArchiveError {

@@ -11,7 +11,8 @@ use dacapo_archive::compaction;
 use dacapo_archive::layout;
 use dacapo_archive::store::{ObjectKey, Store, StoreError};
 use dacapo_archive::{
-    ArchiveError, Bloom, ColumnSet, PageBounds, PrunedBy, RowGroupFacts, Rows, Segment, TextRange,
+    ArchiveError, Bloom, ColumnSet, PageBounds, Pages, PrunedBy, RowGroupFacts, Rows, Segment,
+    TextRange,
 };
 use dacapo_event::{Digest, Event, Sequence};
 use dacapo_filter::{Bounds, Place, Selection, TextBounds, TextFacts, Verdict, WhereErrors};
@@ -21,6 +22,10 @@ use crate::EngineError;
 /// What an event takes in memory beside its body, about: `Event::weight` counts 512 bytes and what
 /// its headers take, some 100 for each of the usual ones.
 const ATTRIBUTE_BYTES: u64 = 768;
+
+/// The pages of several batches are fetched together if, as they are stored, they take at most this
+/// part of what a batch takes: bodies that compress well.
+const STORED_PART: u64 = 2;
 
 /// A segment to read, and what it must be.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,6 +51,8 @@ pub struct Scan {
     group: usize,
     rows_before: u64,
     pending: std::vec::IntoIter<(usize, Rows)>,
+    /// What `pending` is decoded from, if it was fetched for all of them.
+    pages: Option<Pages>,
     /// Events of the row group at hand that the expression failed on, still ahead.
     failed: VecDeque<Sequence>,
     /// Events that the expression failed on since the last one found.
@@ -83,6 +90,7 @@ impl Scan {
             rows_before: 0,
             until,
             pending: Vec::new().into_iter(),
+            pages: None,
             failed: VecDeque::new(),
             skipped: 0,
             segment,
@@ -102,7 +110,10 @@ impl Scan {
     pub async fn next(&mut self) -> Result<Option<Vec<Found>>, EngineError> {
         loop {
             if let Some((group, rows)) = self.pending.next() {
-                let events = self.segment.read(group, &rows, ColumnSet::ALL).await?;
+                let events = match &self.pages {
+                    Some(pages) => self.segment.decode(pages, &rows).await?,
+                    None => self.segment.read(group, &rows, ColumnSet::ALL).await?,
+                };
                 let found = self.keep_matching(events)?;
                 if !found.is_empty() {
                     return Ok(Some(found));
@@ -110,9 +121,21 @@ impl Scan {
                 continue;
             }
             self.skipped += self.failed.drain(..).len() as u64;
+            self.pages = None;
             let group = self.group;
             let Some(rows) = self.next_group().await? else { return Ok(None) };
             let batches: Vec<_> = self.batches(group, &rows);
+            if batches.len() > 1 {
+                // Each alone would fetch a piece of every column, and pages that it shares with the
+                // next one twice.
+                let pages = self.segment.pages(
+                    group,
+                    &rows,
+                    ColumnSet::ALL,
+                    self.batch_bytes / STORED_PART,
+                );
+                self.pages = pages.await?;
+            }
             self.pending = batches.into_iter();
         }
     }

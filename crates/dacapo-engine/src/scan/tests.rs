@@ -182,6 +182,45 @@ async fn one_key_of_many_reads_a_small_part() {
     }
 }
 
+/// Each batch asked for its piece of every column, and a server took longer for the requests than a
+/// processor for decoding.
+#[tokio::test]
+async fn batches_are_fetched_together_where_what_is_stored_fits_in_half_of_one() {
+    let one = |n: u64| {
+        let noise: String =
+            (0..12).map(|part| Digest::of(format!("{n} {part}").as_bytes()).to_string()).collect();
+        let mut event = event(n, at(n));
+        event.message.body = format!("{noise}{:3000}", "").into();
+        event
+    };
+    let mut archive = Archive::new();
+    archive.append("s0", (0..1_500).map(one).collect()).await;
+    let summary = &archive.summaries[0];
+    // Batches, requests after the one for the footer, and bytes.
+    let reads = async |batch_bytes: u64| {
+        let metered = Arc::new(Metered::new(Arc::clone(&archive.store)));
+        let store = Arc::clone(&metered) as Arc<dyn Store>;
+        let selection = compiled(&everything());
+        let mut scan =
+            Scan::open(store, &wanted(summary), selection, 0, batch_bytes).await.unwrap();
+        let opened = metered.totals();
+        let (mut batches, mut events) = (0, 0);
+        while let Some(found) = scan.next().await.unwrap() {
+            batches += 1;
+            events += found.len();
+        }
+        assert_eq!(events, 1_500);
+        let read = metered.totals();
+        (batches, read.requests - opened.requests, read.bytes)
+    };
+    let fits = 2 * summary.size;
+    let (batches, requests, bytes) = reads(fits).await;
+    assert!(batches > 2 && requests == 1, "{requests} requests for {batches} batches");
+    assert!(bytes < summary.size + summary.size / 50, "{bytes} of {}", summary.size);
+    let (batches, requests, _) = reads(fits / 2).await;
+    assert!(requests >= batches, "{requests} requests for {batches} batches");
+}
+
 #[tokio::test]
 async fn a_batch_is_within_its_budget_whatever_the_size_of_bodies() {
     const BUDGET: u64 = 64 * 1024;
