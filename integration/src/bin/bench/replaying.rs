@@ -78,20 +78,51 @@ fn beside_reference(
     report: &mut Report,
 ) -> Result<f64> {
     let (mut rates, mut micros, mut slowest) = (Vec::new(), Vec::new(), f64::INFINITY);
+    let mut crowded = Vec::new();
     for run in 1..=runs {
         let cost = reference(archive, &Queue::with_arguments("bench", arguments))?;
         let queue = Queue::with_arguments("bench", arguments);
         let replay = archive.dacapo(&["replay", "--to-queue", queue.name()])?;
         slowest = slowest.min(replay.rate(EVENTS));
         rates.push(replay.rate(EVENTS) / cost.rate(EVENTS));
+        let queue = Queue::with_arguments("bench", arguments);
+        let share = (replay.cpu_seconds - cost.cpu_seconds).max(0.0) / replay.wall_seconds;
+        let busy = beside_busy(share, || reference(archive, &queue))?;
+        crowded.push(busy.rate(EVENTS) / cost.rate(EVENTS));
         micros.push(replay.cpu_micros(EVENTS));
         let name = format!("reference publisher, {}, {kind}, {run}", archive.size);
         report.rows.push(Row { name, events: EVENTS, cost });
     }
     let name = |what: &str| format!("replay, {}, {kind}: {what}", archive.size);
     report.add(name("rate against reference"), Bar::AtLeast(0.95), rates);
+    report.add(name("reference, as much CPU busy"), Bar::None, crowded);
     report.add(name("CPU µs an event"), Bar::AtMost(12.0), micros);
     Ok(slowest)
+}
+
+/// How long a processor is kept busy or left alone at a time, together.
+const SLICE: Duration = Duration::from_millis(2);
+
+/// Does something while this process keeps a processor busy for such a share of the time, and does
+/// nothing else: what a client that needs so much leaves to the broker on this machine.
+#[expect(clippy::disallowed_methods, reason = "a bench measures the wall clock")]
+fn beside_busy<T>(share: f64, work: impl FnOnce() -> T) -> T {
+    let busy = SLICE.mul_f64(share.min(1.0));
+    let ended = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !ended.load(Ordering::Relaxed) {
+                let began = Instant::now();
+                while began.elapsed() < busy {
+                    std::hint::spin_loop();
+                }
+                std::thread::sleep(SLICE - busy);
+            }
+        });
+        let done = work();
+        ended.store(true, Ordering::Relaxed);
+        done
+    })
 }
 
 fn reference(archive: &Archive, queue: &Queue) -> Result<crate::timed::Cost> {

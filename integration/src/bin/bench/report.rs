@@ -15,6 +15,8 @@ pub(crate) enum Bar {
     AtMost(f64),
     /// So far from 1 at the most.
     Within(f64),
+    /// Told to understand the others.
+    None,
 }
 
 impl Bar {
@@ -23,6 +25,7 @@ impl Bar {
             Bar::AtLeast(bar) => value >= bar,
             Bar::AtMost(bar) => value <= bar,
             Bar::Within(bar) => (value - 1.0).abs() <= bar,
+            Bar::None => true,
         }
     }
 
@@ -31,6 +34,7 @@ impl Bar {
             Bar::AtLeast(bar) => format!("≥ {bar}"),
             Bar::AtMost(bar) => format!("≤ {bar}"),
             Bar::Within(bar) => format!("1 ± {bar}"),
+            Bar::None => String::new(),
         }
     }
 }
