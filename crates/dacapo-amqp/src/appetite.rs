@@ -17,8 +17,12 @@ use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
 
 use dacapo_event::Message;
 
-/// A stretch is at least so many times as many deliveries as the prefetch: what a step costs, at
-/// most a prefetch of repeated deliveries, stays a small part of the work.
+/// A stretch is at least so many times as many deliveries as the prefetch while nothing was too large:
+/// an archiver of small events makes small segments until its prefetch has grown.
+const PATIENCE_FIRST: u16 = 2;
+
+/// And so many times at least after a step down: what a step costs, at most a prefetch of repeated
+/// deliveries, stays a small part of the work.
 const PATIENCE_MIN: u16 = 16;
 
 /// And at most so many times: where steps up are taken back again and again, they are a thousandth
@@ -69,7 +73,7 @@ impl Appetite {
         Appetite {
             most,
             now: AtomicU16::new(fits.clamp(1, most.get())),
-            patience: AtomicU16::new(PATIENCE_MIN),
+            patience: AtomicU16::new(PATIENCE_FIRST),
             waiting_bytes_max,
         }
     }
@@ -99,7 +103,8 @@ impl Appetite {
             return None;
         }
         let half = u16::try_from(held / 2).unwrap_or(u16::MAX).min(now.get() / 2);
-        Some(self.step(half.max(1), self.patience().saturating_mul(4)))
+        let patience = self.patience().saturating_mul(4).clamp(PATIENCE_MIN, PATIENCE_MAX);
+        Some(self.step(half.max(1), patience))
     }
 
     /// Returns the prefetch to consume with instead, if it was too small for a whole stretch: this
@@ -118,7 +123,7 @@ impl Appetite {
         }
         let prefetch = u64::from(now.get()) * growth;
         let prefetch = u16::try_from(prefetch).unwrap_or(u16::MAX).min(self.most.get());
-        Some(self.step(prefetch, self.patience() / 2))
+        Some(self.step(prefetch, (self.patience() / 2).max(PATIENCE_FIRST)))
     }
 
     fn patience(&self) -> u16 {
@@ -127,7 +132,7 @@ impl Appetite {
 
     fn step(&self, prefetch: u16, patience: u16) -> NonZeroU16 {
         self.now.store(prefetch, Ordering::Relaxed);
-        self.patience.store(patience.clamp(PATIENCE_MIN, PATIENCE_MAX), Ordering::Relaxed);
+        self.patience.store(patience, Ordering::Relaxed);
         self.prefetch()
     }
 }
@@ -189,7 +194,7 @@ mod tests {
 
     fn appetite(most: u16, now: u16) -> Appetite {
         let appetite = Appetite::new(NonZeroU16::new(most).unwrap(), MAX);
-        appetite.now.store(now, Ordering::Relaxed);
+        appetite.step(now, PATIENCE_MIN);
         appetite
     }
 
@@ -251,8 +256,9 @@ mod tests {
         check(60_000, 1_000, 1);
         check(u16::MAX, u64::MAX, u16::MAX);
 
+        // Soon: until then an archiver's segments are no larger than its prefetch.
         let appetite = Appetite::new(NonZeroU16::new(600).unwrap(), MAX);
-        assert_eq!(consume(&appetite, 20_000, |_| 4), [600], "from 195");
+        assert_eq!(consume(&appetite, 3 * 195, |_| 4), [600], "from 195");
         assert_eq!(appetite.prefetch().get(), 600);
     }
 
