@@ -176,6 +176,7 @@ impl Forwarder<'_> {
             book: Book::new(self, standing, journal),
             source: None,
             reopen_at: Some(Instant::now()),
+            is_last: false,
             losses: 0,
             heard: Instant::now(),
             holding,
@@ -217,6 +218,9 @@ struct Feed<'a> {
     until: Until,
     book: Book<'a>,
     source: Option<Box<dyn Source>>,
+    /// Whether the source hands out no more, but still takes acks: it is to be opened anew once all
+    /// that came from it is settled, so that nothing comes twice.
+    is_last: bool,
     /// When to open the source, while there is none.
     reopen_at: Option<Instant>,
     losses: u32,
@@ -249,11 +253,15 @@ impl Feed<'_> {
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut outcome = Ended::Interrupted;
         loop {
+            if self.is_last && self.book.noted_len() == 0 {
+                self.lost(None)?;
+            }
             // Without more to come the publisher completes.
             if outcome != Ended::Interrupted && self.book.batch_len() == 0 {
                 batches = None;
             }
             let wants = outcome == Ended::Interrupted
+                && !self.is_last
                 && self.book.batch_len() < BATCH_MAX
                 && self.book.batch_bytes() < BATCH_BYTES_MAX
                 && batches.is_some();
@@ -292,7 +300,7 @@ impl Feed<'_> {
                         self.settle(&settled).await?;
                     }
                 }
-                Turn::Delivered(Ok(None)) => self.lost(None)?,
+                Turn::Delivered(Ok(None)) => self.is_last = true,
                 Turn::Delivered(Err(error)) => self.lost(Some(error))?,
                 Turn::Reopen => self.open().await?,
                 Turn::Look => {
@@ -315,11 +323,12 @@ impl Feed<'_> {
     /// Counts and acks what is settled.
     async fn settle(&mut self, settled: &Settled) -> Result<(), EngineError> {
         self.book.note_publishers(settled.possible_repeats, settled.reordered);
-        let Some(tag) = self.book.settle(settled.serial)? else { return Ok(()) };
-        if let Some(source) = &mut self.source
-            && let Err(error) = source.ack(tag).await
-        {
-            self.lost(Some(error))?;
+        while let Some(tag) = self.book.settle(settled.serial)? {
+            if let Some(source) = &mut self.source
+                && let Err(error) = source.ack(tag).await
+            {
+                return self.lost(Some(error));
+            }
         }
         Ok(())
     }
@@ -347,7 +356,7 @@ impl Feed<'_> {
 
     /// Notes that the source is of no further use; nothing if it only wants to be opened anew.
     fn lost(&mut self, error: Option<BusError>) -> Result<(), EngineError> {
-        self.source = None;
+        (self.source, self.is_last) = (None, false);
         self.book.lose();
         let now = Instant::now();
         let Some(error) = error else {

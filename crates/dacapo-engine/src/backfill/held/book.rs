@@ -183,7 +183,8 @@ impl<'a> Book<'a> {
     }
 
     /// Takes out what is settled if everything that was published up to `serial` is confirmed; counts
-    /// it, writes that down, and returns what may be acked.
+    /// it, writes that down, and returns what may be acked. Then there may be more, which begins with a
+    /// mark.
     pub(in crate::backfill) fn settle(
         &mut self,
         serial: u64,
@@ -195,6 +196,11 @@ impl<'a> Book<'a> {
             }
             // Acked before it is there again, it would be gone if the process was killed.
             if matches!(first.fate, Fate::Displaced) {
+                break;
+            }
+            // By itself: were the ack lost, what came before a mark that is written down as passed would
+            // not be dropped when it comes again.
+            if matches!(first.fate, Fate::Passed(_)) && tag.is_some() {
                 break;
             }
             let Some(noted) = self.noted.pop_front() else { break };

@@ -1,10 +1,11 @@
 //! Passing on what is held, over the bus in memory.
 
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU16, NonZeroUsize};
 use std::sync::Arc;
 
+use async_trait::async_trait;
 use dacapo_bus::memory::{ExchangeKind, MemoryBus, MemorySubscription, QueueOptions};
-use dacapo_bus::{Connect, Delivery, Parked, Source};
+use dacapo_bus::{BusError, Connect, Delivery, DeliveryTag, Parked, Source, Subscribe};
 use dacapo_event::{Clock, Event, Message, Properties, ShortStr};
 use dacapo_filter::Selection;
 use dacapo_republish::{Config, Control, Progress};
@@ -69,10 +70,21 @@ impl Stage {
         until: Until,
         control: Control,
     ) -> Result<Ended, EngineError> {
-        let (source, id) = (self.subscription(), id());
+        let source = self.subscription();
+        self.forward_from(&source, target, until, control).await
+    }
+
+    async fn forward_from(
+        &mut self,
+        source: &dyn Subscribe,
+        target: &dyn Connect,
+        until: Until,
+        control: Control,
+    ) -> Result<Ended, EngineError> {
+        let id = id();
         let forwarder = Forwarder {
             id: &id,
-            source: &source,
+            source,
             target,
             rules: &AttributeRules::default(),
             remembered: &self.remembered,
@@ -171,7 +183,8 @@ async fn a_mark_that_lost_its_place_is_published_again() {
     let mut stage = Stage::new(super::Stage::Held);
     stage.remembered = remembered(vec![archived(1)]).await;
     let mut standing = Standing { stage: super::Stage::Held, ..Standing::default() };
-    let (mut journal, _) = Journal::open(&stage.dir.path().join("journal")).unwrap();
+    let path = stage.dir.path().join("journal");
+    let (mut journal, _) = Journal::open(&path).unwrap();
     let (source, id) = (stage.subscription(), id());
     let target = stage.bus.to_queue("loyalty", "own");
     let (marked_again, rules) = ([Mark::History], AttributeRules::default());
@@ -210,6 +223,75 @@ async fn a_mark_that_lost_its_place_is_published_again() {
     assert_eq!(book.settle(0).unwrap(), Some(2));
     drop(book);
     assert_eq!((standing.past, standing.counts.dropped), (Past::Nothing, 1));
+
+    // In its place it is written down by itself, once what came before it can be acked.
+    let mut book = Book::new(&second, &mut standing, &mut journal);
+    let whole = mark_message(&id, Mark::History, ShortStr::from_static("holding"));
+    book.deliver(event(1, 1));
+    book.deliver(Delivery { tag: 2, redelivered: false, parked: None, message: whole });
+    assert_eq!(book.settle(0).unwrap(), Some(1));
+    assert_eq!(Journal::read(&path).unwrap().past, Past::Nothing);
+    assert_eq!(book.settle(0).unwrap(), Some(2));
+    assert_eq!(Journal::read(&path).unwrap().past, Past::History);
+    assert_eq!(book.settle(0).unwrap(), None);
+}
+
+/// A way to a queue whose sources hand out a few deliveries and then are to be opened anew.
+struct Anew(MemorySubscription);
+
+struct Few {
+    source: Box<dyn Source>,
+    left: u64,
+}
+
+#[async_trait]
+impl Subscribe for Anew {
+    async fn open(&self) -> Result<Box<dyn Source>, BusError> {
+        Ok(Box::new(Few { source: self.0.open().await?, left: 7 }))
+    }
+}
+
+#[async_trait]
+impl Source for Few {
+    async fn next(&mut self) -> Result<Option<Delivery>, BusError> {
+        if self.left == 0 {
+            return Ok(None);
+        }
+        let delivery = self.source.next().await?;
+        self.left -= 1;
+        Ok(delivery)
+    }
+
+    async fn ack(&mut self, tag: DeliveryTag) -> Result<(), BusError> {
+        self.source.ack(tag).await
+    }
+
+    fn prefetch(&self) -> Option<NonZeroU16> {
+        self.source.prefetch()
+    }
+
+    async fn depth(&mut self) -> Result<u64, BusError> {
+        self.source.depth().await
+    }
+
+    async fn close(&mut self) -> Result<(), BusError> {
+        self.source.close().await
+    }
+}
+
+/// What it had delivered was passed on again by the next one.
+#[tokio::test(start_paused = true)]
+async fn a_source_that_is_to_be_opened_anew_costs_no_repeat() {
+    let mut stage = Stage::new(super::Stage::Held);
+    stage.remembered = remembered((0..10).map(archived).collect()).await;
+    stage.publish(0..30);
+    stage.mark(Mark::History);
+    let (source, target) = (Anew(stage.subscription()), stage.bus.to_queue("loyalty", "own"));
+    let ended = stage.forward_from(&source, &target, Until::LittleHeld, Control::Run).await;
+    assert_eq!(ended.unwrap(), Ended::Done);
+    assert_eq!(stage.arrived().await, ids(10..30));
+    let counts = &stage.standing.counts;
+    assert_eq!((counts.dropped, counts.forwarded, counts.passed_again), (10, 20, 0));
 }
 
 /// Nothing but marks and repeats, and more than the prefetch: they are acked without any confirm, and
