@@ -123,7 +123,8 @@ impl Appetite {
         }
         let prefetch = u64::from(now.get()) * growth;
         let prefetch = u16::try_from(prefetch).unwrap_or(u16::MAX).min(self.most.get());
-        Some(self.step(prefetch, (self.patience() / 2).max(PATIENCE_FIRST)))
+        let patience = self.patience();
+        Some(self.step(prefetch, (patience / 2).max(patience.min(PATIENCE_MIN))))
     }
 
     fn patience(&self) -> u16 {
