@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use crate::archive::Archive;
 use crate::report::{Bar, Measure, Report, Row};
-use crate::{EVENTS, events};
+use crate::{EVENTS, events, timed};
 
 /// How long a paced replay runs, in seconds.
 const PACED_SECONDS: u64 = 10;
@@ -85,6 +85,7 @@ fn beside_reference(
         let replay = archive.dacapo(&["replay", "--to-queue", queue.name()])?;
         slowest = slowest.min(replay.rate(EVENTS));
         rates.push(replay.rate(EVENTS) / cost.rate(EVENTS));
+        drop(queue);
         let queue = Queue::with_arguments("bench", arguments);
         let share = (replay.cpu_seconds - cost.cpu_seconds).max(0.0) / replay.wall_seconds;
         let busy = beside_busy(share, || reference(archive, &queue))?;
@@ -100,23 +101,28 @@ fn beside_reference(
     Ok(slowest)
 }
 
-/// How long a processor is kept busy or left alone at a time, together.
-const SLICE: Duration = Duration::from_millis(2);
+/// How long a processor is kept busy, and left alone, between two looks at how much it was.
+const BUSY: Duration = Duration::from_micros(100);
+const ALONE: Duration = Duration::from_micros(500);
 
-/// Does something while this process keeps a processor busy for such a share of the time, and does
-/// nothing else: what a client that needs so much leaves to the broker on this machine.
+/// Does something while a thread takes such a share of one processor's time, and does nothing with it:
+/// what a client that needs so much leaves to the broker on this machine.
 #[expect(clippy::disallowed_methods, reason = "a bench measures the wall clock")]
 fn beside_busy<T>(share: f64, work: impl FnOnce() -> T) -> T {
-    let busy = SLICE.mul_f64(share.min(1.0));
     let ended = AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| {
+            let began = Instant::now();
             while !ended.load(Ordering::Relaxed) {
-                let began = Instant::now();
-                while began.elapsed() < busy {
+                // What it was kept waiting for by others it has not taken.
+                if timed::thread_cpu_seconds() >= share * began.elapsed().as_secs_f64() {
+                    std::thread::sleep(ALONE);
+                    continue;
+                }
+                let spinning = Instant::now();
+                while spinning.elapsed() < BUSY {
                     std::hint::spin_loop();
                 }
-                std::thread::sleep(SLICE - busy);
             }
         });
         let done = work();
@@ -125,7 +131,7 @@ fn beside_busy<T>(share: f64, work: impl FnOnce() -> T) -> T {
     })
 }
 
-fn reference(archive: &Archive, queue: &Queue) -> Result<crate::timed::Cost> {
+fn reference(archive: &Archive, queue: &Queue) -> Result<timed::Cost> {
     let (events, bytes) = (archive.events, archive.body_bytes / archive.events);
     let (events, bytes) = (events.to_string(), bytes.to_string());
     let url = services::amqp();
