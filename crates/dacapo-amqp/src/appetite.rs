@@ -123,6 +123,7 @@ impl Appetite {
         }
         let prefetch = u64::from(now.get()) * growth;
         let prefetch = u16::try_from(prefetch).unwrap_or(u16::MAX).min(self.most.get());
+        // Once something was too large it stays above the least for that.
         let patience = self.patience();
         Some(self.step(prefetch, (patience / 2).max(patience.min(PATIENCE_MIN))))
     }
@@ -308,6 +309,20 @@ mod tests {
         assert_eq!(number(appetite.too_little(&calm, 1_600)), Some(400));
         assert_eq!(number(appetite.too_little(&calm, 6_400)), Some(1_000));
         assert_eq!(appetite.too_little(&calm, u64::MAX), None);
+    }
+
+    /// A burst of large ones after every few steps up, and each costs a prefetch of repeats.
+    #[test]
+    fn after_a_step_down_no_stretch_is_as_short_as_the_first() {
+        let appetite = Appetite::new(NonZeroU16::new(1_000).unwrap(), MAX);
+        assert_eq!(appetite.patience(), PATIENCE_FIRST);
+        let large = waiting(&appetite, &[2 * MAX]);
+        assert!(appetite.too_much(&large, 4).is_some());
+        let calm = waiting(&appetite, &[4]);
+        while appetite.too_little(&calm, u64::MAX).is_some() {
+            assert!(appetite.patience() >= PATIENCE_MIN, "{}", appetite.patience());
+        }
+        assert_eq!(appetite.prefetch().get(), 1_000);
     }
 
     #[test]
