@@ -48,6 +48,15 @@ impl<'a> Backfill<'a> {
         (running, id.to_owned())
     }
 
+    /// Starts it, and interrupts it while it holds live events; returns its id.
+    fn interrupt_holding(&self) -> String {
+        let (running, id) = self.start(&[]);
+        running.wait_for_line("live events are held", DEADLINE);
+        running.signal(Signal::Terminate).unwrap();
+        running.wait(DEADLINE).check(6);
+        id
+    }
+
     fn resume(&self, id: &str) -> Running {
         self.platform.dacapo.spawn(["backfill", "resume", id, "--json"])
     }
@@ -347,10 +356,7 @@ fn cancelled_while_it_holds_it_leaves_the_queue_and_nothing_else() {
     platform.archive(&messages(20));
     let archiver = platform.start_archiver(&[]);
     let backfill = Backfill::new(&platform);
-    let (running, id) = backfill.start(&[]);
-    running.wait_for_line("live events are held", DEADLINE);
-    running.signal(Signal::Terminate).unwrap();
-    running.wait(DEADLINE).check(6);
+    let id = backfill.interrupt_holding();
     let holding = backfill.holding_queue(&id);
     assert!(backfill.is_there(&holding));
     platform.publish(&[message("held")]);

@@ -1,7 +1,6 @@
 //! What a backfill refuses, and with what words.
 
 use dacapo_integration::dacapo::Output;
-use dacapo_integration::process::Signal;
 use serde_json::json;
 
 use super::{Backfill, services, witness};
@@ -98,10 +97,7 @@ fn it_goes_on_with_the_broker_and_the_queues_that_it_began_with_and_no_others() 
     platform.archive(&messages(20));
     let archiver = platform.start_archiver(&[]);
     let backfill = Backfill::new(&platform);
-    let (running, id) = backfill.start(&[]);
-    running.wait_for_line("live events are held", DEADLINE);
-    running.signal(Signal::Terminate).unwrap();
-    running.wait(DEADLINE).check(6);
+    let id = backfill.interrupt_holding();
 
     let vhost = services::unique("beside");
     let of_vhost = |method: &str, what| {
