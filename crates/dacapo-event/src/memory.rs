@@ -35,7 +35,7 @@ impl MemoryBudget {
     }
 
     /// Returns what all streams that are read together may hold decoded. Pages on their way to be
-    /// decoded take about as much again, and half as much the rest of a row group that was fetched at once.
+    /// decoded take about as much again, and a row group that is fetched at once half as much as stored.
     pub fn reading(self) -> u64 {
         self.bytes() / 8
     }

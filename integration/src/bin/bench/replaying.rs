@@ -108,14 +108,14 @@ const ALONE: Duration = Duration::from_micros(500);
 /// Does something while a thread takes such a share of one processor's time, and does nothing with it:
 /// what a client that needs so much leaves to the broker on this machine.
 #[expect(clippy::disallowed_methods, reason = "a bench measures the wall clock")]
-fn beside_busy<T>(share: f64, work: impl FnOnce() -> T) -> T {
+fn beside_busy<T>(share: f64, work: impl FnOnce() -> Result<T>) -> Result<T> {
     let ended = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        scope.spawn(|| {
+        let busy = scope.spawn(|| -> Result<()> {
             let began = Instant::now();
             while !ended.load(Ordering::Relaxed) {
                 // What it was kept waiting for by others it has not taken.
-                if timed::thread_cpu_seconds() >= share * began.elapsed().as_secs_f64() {
+                if timed::thread_cpu_seconds()? >= share * began.elapsed().as_secs_f64() {
                     std::thread::sleep(ALONE);
                     continue;
                 }
@@ -124,9 +124,11 @@ fn beside_busy<T>(share: f64, work: impl FnOnce() -> T) -> T {
                     std::hint::spin_loop();
                 }
             }
+            Ok(())
         });
         let done = work();
         ended.store(true, Ordering::Relaxed);
+        busy.join().expect("it does not panic")?;
         done
     })
 }

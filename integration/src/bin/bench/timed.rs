@@ -81,11 +81,11 @@ pub(crate) fn cpu_seconds(pid: u32) -> Result<f64> {
 }
 
 /// Returns the seconds that this thread has run: the first number, in nanoseconds, that Linux tells
-/// (`Documentation/scheduler/sched-stats.rst`); 0 where it tells none.
-pub(crate) fn thread_cpu_seconds() -> f64 {
-    let told = fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
-    let nanos = told.split_whitespace().next().and_then(|nanos| nanos.parse::<f64>().ok());
-    nanos.unwrap_or_default() / 1e9
+/// (`Documentation/scheduler/sched-stats.rst`).
+pub(crate) fn thread_cpu_seconds() -> Result<f64> {
+    let told = fs::read_to_string("/proc/thread-self/schedstat")?;
+    let nanos = told.split_whitespace().next().context("no thread is told like this")?;
+    Ok(nanos.parse::<f64>()? / 1e9)
 }
 
 /// Returns the `dacapo` that is measured.
