@@ -280,14 +280,10 @@ impl Replay<'_> {
         emitted: &Emitted,
     ) -> Vec<Outgoing<()>> {
         let mut queue = emitted.lock().expect("no holder of this lock panics");
+        let request = &self.plan.request;
         let prepare = |selected: Selected| {
-            let mut message = match self.plan.request.target.is_bus() {
-                true => marking::mark(&selected.event, replay, self.plan.request.priority),
-                false => export::json_line(&selected),
-            };
-            if let Some(look) = self.look {
-                look(&selected.event, &mut message);
-            }
+            let line = (!request.target.is_bus()).then(|| export::json_line(&selected));
+            let looked_at = self.look.map(|look| (look, selected.event.clone()));
             let Selected { stream, event, skipped } = selected;
             let Event { sequence, id, time, kind, message: original, .. } = event;
             queue.push_back(Place {
@@ -296,10 +292,15 @@ impl Replay<'_> {
                 skipped,
                 time,
                 kind,
-                exchange: original.exchange,
-                routing_key: original.routing_key,
-                body: original.body,
+                exchange: original.exchange.clone(),
+                routing_key: original.routing_key.clone(),
+                body: original.body.clone(),
             });
+            let marked = || marking::mark_archived(original, &id, time, replay, request.priority);
+            let mut message = line.unwrap_or_else(marked);
+            if let Some((look, event)) = looked_at {
+                look(&event, &mut message);
+            }
             Outgoing { position: (), id, time, message }
         };
         selected.into_iter().map(prepare).collect()

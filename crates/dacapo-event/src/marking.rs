@@ -51,15 +51,19 @@ pub enum Priority {
 /// do harm moved into headers ([`neutralise`]). Exchange and routing key are the original's; the
 /// target may replace them.
 pub fn mark(event: &Event, replay: &ShortStr, priority: Priority) -> Message {
-    let mut message = event.message.clone();
+    mark_archived(event.message.clone(), &event.id, event.time, replay, priority)
+}
+
+/// Returns what [`mark`] returns of the event whose message, id and time these are, without a copy.
+pub fn mark_archived(
+    mut message: Message,
+    id: &str,
+    time: Timestamp,
+    replay: &ShortStr,
+    priority: Priority,
+) -> Message {
     neutralise(&mut message.properties, priority);
-    let headers = message.properties.headers.get_or_insert_with(FieldTable::new);
-    headers.insert(REPLAY, short_value(replay));
-    headers.insert(EVENT_ID, FieldValue::text(event.id.clone()));
-    headers.insert(BODY_DIGEST, FieldValue::text(Digest::of(&message.body).to_string()));
-    headers.insert(ORIGINAL_TIME, FieldValue::text(event.time.to_string()));
-    headers.insert(ORIGINAL_EXCHANGE, short_value(&message.exchange));
-    headers.insert(ORIGINAL_ROUTING_KEY, short_value(&message.routing_key));
+    put_marks(&mut message, Some(id), Some(time), replay);
     message
 }
 
@@ -79,6 +83,11 @@ pub fn mark_held(
     if marked {
         return message;
     }
+    put_marks(&mut message, id, time, replay);
+    message
+}
+
+fn put_marks(message: &mut Message, id: Option<&str>, time: Option<Timestamp>, replay: &ShortStr) {
     let headers = message.properties.headers.get_or_insert_with(FieldTable::new);
     headers.insert(REPLAY, short_value(replay));
     if let Some(id) = id {
@@ -90,7 +99,6 @@ pub fn mark_held(
     }
     headers.insert(ORIGINAL_EXCHANGE, short_value(&message.exchange));
     headers.insert(ORIGINAL_ROUTING_KEY, short_value(&message.routing_key));
-    message
 }
 
 /// Moves into headers what would do harm when a message is published a second time.
