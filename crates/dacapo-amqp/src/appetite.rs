@@ -4,10 +4,12 @@
 //! does not read for 15 seconds. So a prefetch that is right for bodies of 4 KB could fill the
 //! memory with larger ones while a store is slow. A consumer whose waiting deliveries grow past
 //! their bound therefore hands out no more than these, drops what else comes, and is opened anew with
-//! a smaller prefetch once they are acked.
+//! a smaller prefetch once they are acked. An archiver's first does not read for a while, which holds
+//! up in the broker what would not be too much there.
 //!
 //! It begins with as many as fit if they are events of 4 KB: after an outage a full queue is what an
-//! archiver finds, and what was delivered for nothing the broker has to put back.
+//! archiver finds, and what was delivered for nothing the broker has to put back. An archiver, which
+//! can pause, begins with some times as many, because a segment holds no more than half of them.
 //!
 //! Whether it may grow is judged over and over, by one stretch of deliveries after the other,
 //! so that what was once large is forgotten. Each step costs a reconnection, no event and no repeat.
@@ -16,6 +18,7 @@ use std::num::NonZeroU16;
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
 
 use dacapo_event::Message;
+use tokio::sync::Notify;
 
 /// A stretch is at least so many times as many deliveries as the prefetch while nothing was too large:
 /// an archiver of small events makes small segments until its prefetch has grown.
@@ -32,6 +35,13 @@ const PATIENCE_MAX: u16 = 1_024;
 /// What a delivery is taken to weigh before any has come: a body of 4 KB and what it has beside it.
 const WEIGHT_ASSUMED: u64 = 5 * 1024;
 
+/// So many times what may wait is asked for at first where reading can pause.
+const ASKED_PARTS: u64 = 4;
+
+/// And so many times that is left in the broker's memory at the most while nobody reads: what is
+/// delivered beyond what the socket takes stays there.
+const LEFT_PARTS: u64 = 8;
+
 /// A prefetch is raised by this factor at the most.
 const GROWTH_MAX: u64 = 4;
 
@@ -47,13 +57,32 @@ pub(crate) struct Appetite {
     /// How many times the prefetch a stretch is: four times as many after a step down, half as many
     /// after a step up.
     patience: AtomicU16,
+    /// How many a step down may have put back into the queue, until they have come again: a quorum
+    /// queue puts what is returned behind what was returned before, so another step among them would
+    /// change their order.
+    put_back: AtomicU16,
     waiting_bytes_max: u64,
+    excess: Excess,
+}
+
+/// What to do about more deliveries than may wait.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Excess {
+    /// Read no more, until some were taken.
+    Pause,
+    /// Consume with another prefetch ([`Appetite::step_down`]).
+    StepDown,
 }
 
 /// What one connection has delivered and nobody has taken yet.
 #[derive(Debug)]
 pub(crate) struct Waiting {
     bytes: AtomicU64,
+    deliveries: AtomicU64,
+    /// What `bytes` has to come down to for reading to go on after a pause.
+    room_at: u64,
+    /// Told when `bytes` comes down to `room_at`.
+    room: Notify,
     /// What counts of a single body in `tempered`.
     single_max: u64,
     /// The same bytes, but of a single body no more than `single_max`.
@@ -69,12 +98,25 @@ pub(crate) struct Waiting {
 impl Appetite {
     /// Begins with `most`, more than which it will never be, or with what fits of events of 4 KB.
     pub(crate) fn new(most: NonZeroU16, waiting_bytes_max: u64) -> Self {
-        let fits = u16::try_from(waiting_bytes_max / WEIGHT_ASSUMED).unwrap_or(u16::MAX);
+        Self::beginning(most, waiting_bytes_max, 1, Excess::StepDown)
+    }
+
+    /// Begins with some times as many, for one who takes deliveries even while he waits for an answer:
+    /// there may be pauses in which none is read.
+    pub(crate) fn pausing(most: NonZeroU16, waiting_bytes_max: u64) -> Self {
+        Self::beginning(most, waiting_bytes_max, ASKED_PARTS, Excess::Pause)
+    }
+
+    fn beginning(most: NonZeroU16, waiting_bytes_max: u64, parts: u64, excess: Excess) -> Self {
+        let asked = waiting_bytes_max.saturating_mul(parts) / WEIGHT_ASSUMED;
+        let asked = u16::try_from(asked).unwrap_or(u16::MAX);
         Appetite {
             most,
-            now: AtomicU16::new(fits.clamp(1, most.get())),
+            now: AtomicU16::new(asked.clamp(1, most.get())),
             patience: AtomicU16::new(PATIENCE_FIRST),
+            put_back: AtomicU16::new(0),
             waiting_bytes_max,
+            excess,
         }
     }
 
@@ -87,6 +129,9 @@ impl Appetite {
     pub(crate) fn nothing_waiting(&self) -> Waiting {
         Waiting {
             bytes: AtomicU64::new(0),
+            deliveries: AtomicU64::new(0),
+            room_at: self.waiting_bytes_max / 4 * 3,
+            room: Notify::new(),
             single_max: self.waiting_bytes_max / SINGLE_PART,
             tempered: AtomicU64::new(0),
             peak: AtomicU64::new(0),
@@ -95,16 +140,28 @@ impl Appetite {
         }
     }
 
-    /// Returns the prefetch to consume with instead, if more waits than may: `held` deliveries are
-    /// not acked.
-    pub(crate) fn too_much(&self, waiting: &Waiting, held: u64) -> Option<NonZeroU16> {
-        let now = self.prefetch();
-        if now == NonZeroU16::MIN || waiting.bytes() <= self.waiting_bytes_max {
+    /// Returns what to do if more waits than may.
+    pub(crate) fn excess(&self, waiting: &Waiting) -> Option<Excess> {
+        let (prefetch, bytes) = (self.prefetch(), waiting.bytes());
+        if prefetch == NonZeroU16::MIN || bytes <= self.waiting_bytes_max {
             return None;
         }
+        let mean = bytes / waiting.deliveries().max(1);
+        let left = mean.saturating_mul(u64::from(prefetch.get()));
+        match left > self.waiting_bytes_max.saturating_mul(LEFT_PARTS) {
+            true => Some(Excess::StepDown),
+            false => Some(self.excess),
+        }
+    }
+
+    /// Returns the prefetch to consume with instead, now that more waits than may: `held` deliveries
+    /// are not acked.
+    pub(crate) fn step_down(&self, held: u64) -> NonZeroU16 {
+        let now = self.prefetch();
+        self.put_back.fetch_max(now.get(), Ordering::Relaxed);
         let half = u16::try_from(held / 2).unwrap_or(u16::MAX).min(now.get() / 2);
         let patience = self.patience().saturating_mul(4).clamp(PATIENCE_MIN, PATIENCE_MAX);
-        Some(self.step(half.max(1), patience))
+        self.step(half.max(1), patience)
     }
 
     /// Returns the prefetch to consume with instead, if it was too small for a whole stretch: this
@@ -112,9 +169,11 @@ impl Appetite {
     pub(crate) fn too_little(&self, waiting: &Waiting, acked: u64) -> Option<NonZeroU16> {
         let now = self.prefetch();
         let stretch = u64::from(now.get()) * u64::from(self.patience());
+        let stretch = stretch.max(u64::from(self.put_back.load(Ordering::Relaxed)));
         if now == self.most || acked - waiting.began() < stretch {
             return None;
         }
+        self.put_back.store(0, Ordering::Relaxed);
         // So much more at once that it would still be half of what may wait.
         let growth = (self.waiting_bytes_max / 2 / waiting.peak().max(1)).min(GROWTH_MAX);
         if growth < 2 {
@@ -144,6 +203,7 @@ impl Waiting {
     /// Counts a message that waits from now on.
     pub(crate) fn add(&self, message: &Message) {
         let bytes = message.weight() as u64;
+        self.deliveries.fetch_add(1, Ordering::Relaxed);
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
         let bytes = bytes.min(self.single_max);
         let before = self.tempered.fetch_add(bytes, Ordering::Relaxed);
@@ -153,8 +213,20 @@ impl Waiting {
     /// Counts one that does not wait any more.
     pub(crate) fn remove(&self, message: &Message) {
         let bytes = message.weight() as u64;
-        self.bytes.fetch_sub(bytes, Ordering::Relaxed);
+        self.deliveries.fetch_sub(1, Ordering::Relaxed);
+        let before = self.bytes.fetch_sub(bytes, Ordering::AcqRel);
+        if before > self.room_at && before - bytes <= self.room_at {
+            self.room.notify_one();
+        }
         self.tempered.fetch_sub(bytes.min(self.single_max), Ordering::Relaxed);
+    }
+
+    /// Waits until so little waits that there is room for more. Cancel-safe.
+    pub(crate) async fn has_room(&self) {
+        // What was told before anybody waited is kept, and may be out of date.
+        while self.bytes() > self.room_at {
+            self.room.notified().await;
+        }
     }
 
     /// Notes that nothing is handed out any more but what waits.
@@ -173,7 +245,11 @@ impl Waiting {
     }
 
     fn bytes(&self) -> u64 {
-        self.bytes.load(Ordering::Relaxed)
+        self.bytes.load(Ordering::Acquire)
+    }
+
+    fn deliveries(&self) -> u64 {
+        self.deliveries.load(Ordering::Relaxed)
     }
 
     fn peak(&self) -> u64 {
@@ -229,7 +305,8 @@ mod tests {
                 let step = bodies.iter().find_map(|message| {
                     held += 1;
                     waiting.add(message);
-                    appetite.too_much(&waiting, held)
+                    // Nobody takes any, and so no pause ends.
+                    appetite.excess(&waiting).map(|_| appetite.step_down(held))
                 });
                 if step.is_some() || total + acked >= deliveries {
                     break step;
@@ -249,18 +326,21 @@ mod tests {
     #[test]
     fn it_begins_with_what_fits_and_grows_to_what_was_asked_for_where_little_waits() {
         #[track_caller]
-        fn check(most: u16, waiting_bytes_max: u64, expected: u16) {
+        fn check(most: u16, waiting_bytes_max: u64, expected: [u16; 2]) {
             let most = NonZeroU16::new(most).unwrap();
-            assert_eq!(Appetite::new(most, waiting_bytes_max).prefetch().get(), expected);
+            let begun = [Appetite::new, Appetite::pausing]
+                .map(|begin| begin(most, waiting_bytes_max).prefetch().get());
+            assert_eq!(begun, expected);
         }
-        check(60_000, 32 * 1024 * 1024, 6_553);
-        check(1_000, 32 * 1024 * 1024, 1_000);
-        check(60_000, 1_000, 1);
-        check(u16::MAX, u64::MAX, u16::MAX);
+        check(60_000, 32 * 1024 * 1024, [6_553, 26_214]);
+        check(1_000, 32 * 1024 * 1024, [1_000; 2]);
+        check(60_000, 1_000, [1; 2]);
+        check(u16::MAX, u64::MAX, [u16::MAX; 2]);
 
         // Soon: until then an archiver's segments are no larger than its prefetch.
-        let appetite = Appetite::new(NonZeroU16::new(600).unwrap(), MAX);
-        assert_eq!(consume(&appetite, 3 * 195, |_| 4), [600], "from 195");
+        let appetite = appetite(600, 195);
+        appetite.step(195, PATIENCE_FIRST);
+        assert_eq!(consume(&appetite, 3 * 195, |_| 4), [600]);
         assert_eq!(appetite.prefetch().get(), 600);
     }
 
@@ -271,6 +351,41 @@ mod tests {
         let appetite = Appetite::new(NonZeroU16::new(60_000).unwrap(), 32 * MAX);
         let steps = consume(&appetite, 100_000, |_| 4_000);
         assert!(steps.is_empty(), "{steps:?}");
+    }
+
+    #[test]
+    fn what_the_broker_can_hold_for_a_moment_it_holds_and_what_it_can_not_is_not_asked_for() {
+        #[track_caller]
+        fn check(appetite: &Appetite, weight: u64, expected: Excess) {
+            let most = vec![weight - 512; (appetite.waiting_bytes_max / weight) as usize];
+            let waiting = waiting(appetite, &most);
+            assert_eq!(appetite.excess(&waiting), None, "as many as may");
+            waiting.add(&of(weight - 512));
+            assert_eq!(appetite.excess(&waiting), Some(expected));
+        }
+        let pausing = Appetite::pausing(NonZeroU16::new(60_000).unwrap(), MAX);
+        assert_eq!(pausing.prefetch().get(), 781);
+        check(&pausing, 5_000, Excess::Pause);
+        // 7.8 and 8.1 times what may wait.
+        check(&pausing, 10_000, Excess::Pause);
+        check(&pausing, 10_400, Excess::StepDown);
+        check(&appetite(1_000, 781), 5_000, Excess::StepDown);
+    }
+
+    #[tokio::test]
+    async fn a_pause_ends_when_a_quarter_of_what_may_wait_was_taken() {
+        let appetite = Appetite::pausing(NonZeroU16::new(60_000).unwrap(), MAX);
+        let waiting = waiting(&appetite, &[5_000 - 512; 201]);
+        let mut room = std::pin::pin!(waiting.has_room());
+        for left in (150..201).rev() {
+            assert!(futures::poll!(&mut room).is_pending(), "{left}");
+            waiting.remove(&of(5_000 - 512));
+        }
+        assert!(futures::poll!(&mut room).is_ready());
+        // Nor is one missed that came before anybody waited, nor one believed that is out of date.
+        waiting.has_room().await;
+        waiting.add(&of(5_000 - 512));
+        assert!(futures::poll!(std::pin::pin!(waiting.has_room())).is_pending());
     }
 
     /// Headers counted for nothing: bodies that are empty may come with a megabyte of them.
@@ -284,7 +399,8 @@ mod tests {
         let waiting = appetite.nothing_waiting();
         waiting.add(&message);
         waiting.add(&message);
-        assert_eq!(number(appetite.too_much(&waiting, 2)), Some(1));
+        assert_eq!(appetite.excess(&waiting), Some(Excess::StepDown));
+        assert_eq!(appetite.step_down(2).get(), 1);
         waiting.remove(&message);
         waiting.remove(&message);
         assert_eq!(waiting.bytes(), 0);
@@ -293,12 +409,11 @@ mod tests {
     #[test]
     fn large_deliveries_make_it_smaller_down_to_one() {
         let appetite = appetite(1_000, 1_000);
-        assert_eq!(appetite.too_much(&waiting(&appetite, &[MAX - 600]), 900), None);
+        assert_eq!(appetite.excess(&waiting(&appetite, &[MAX - 600])), None);
         let large = waiting(&appetite, &[2 * MAX]);
-        assert_eq!(number(appetite.too_much(&large, 40)), Some(20));
-        assert_eq!(number(appetite.too_much(&large, 20)), Some(10));
-        assert_eq!(number(appetite.too_much(&large, 1)), Some(1));
-        assert_eq!(appetite.too_much(&large, 1), None, "one at a time has to fit");
+        assert_eq!(appetite.excess(&large), Some(Excess::StepDown));
+        assert_eq!([40, 20, 1].map(|held| appetite.step_down(held).get()), [20, 10, 1]);
+        assert_eq!(appetite.excess(&large), None, "one at a time has to fit");
     }
 
     #[test]
@@ -311,13 +426,26 @@ mod tests {
         assert_eq!(appetite.too_little(&calm, u64::MAX), None);
     }
 
+    /// A quorum queue puts what is returned behind what was returned before: events would change
+    /// places.
+    #[test]
+    fn no_step_up_comes_before_what_a_step_down_put_back_has_come_again() {
+        let appetite = appetite(1_000, 1_000);
+        appetite.step_down(4);
+        let calm = waiting(&appetite, &[4]);
+        assert_eq!(appetite.too_little(&calm, 999), None);
+        assert_eq!(number(appetite.too_little(&calm, 1_000)), Some(8));
+        assert_eq!(number(appetite.too_little(&calm, 8 * 64)), Some(32), "no longer");
+    }
+
     /// A burst of large ones after every few steps up, and each costs a prefetch of repeats.
     #[test]
     fn after_a_step_down_no_stretch_is_as_short_as_the_first() {
         let appetite = Appetite::new(NonZeroU16::new(1_000).unwrap(), MAX);
         assert_eq!(appetite.patience(), PATIENCE_FIRST);
         let large = waiting(&appetite, &[2 * MAX]);
-        assert!(appetite.too_much(&large, 4).is_some());
+        assert_eq!(appetite.excess(&large), Some(Excess::StepDown));
+        appetite.step_down(4);
         let calm = waiting(&appetite, &[4]);
         while appetite.too_little(&calm, u64::MAX).is_some() {
             assert!(appetite.patience() >= PATIENCE_MIN, "{}", appetite.patience());

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use dacapo_bus::broker::parked_queue;
-use dacapo_bus::{BusError, Delivery, DeliveryTag, Source, Subscribe};
+use dacapo_bus::{AskedDepth, BusError, Delivery, DeliveryTag, Source, Subscribe};
 use dacapo_event::{EventError, ShortStr};
 use tokio::sync::oneshot;
 
@@ -33,8 +33,10 @@ pub struct AmqpSubscribe {
 impl AmqpSubscribe {
     /// Returns a way to `queue`, the archiver's own, with `bindings` (those that are there already
     /// stay) and at most `prefetch` messages of it, and as many of its parking queue, delivered and
-    /// not acked. No more than `waiting_bytes_max` of them wait in memory to be taken, or one: if they
-    /// are larger, a source hands out these only, and the next one has a smaller prefetch.
+    /// not acked. No more than `waiting_bytes_max` of them wait in memory to be taken, or one. If they
+    /// are larger, the broker keeps the rest for some seconds; where that does not do, a source hands
+    /// out these only, and the next one has a smaller prefetch. So deliveries have to be taken while
+    /// the answer to [`Source::depth`] is waited for ([`Source::ask_depth`]), or it comes late.
     pub fn new(
         broker: Broker,
         queue: impl Into<String>,
@@ -42,7 +44,7 @@ impl AmqpSubscribe {
         prefetch: NonZeroU16,
         waiting_bytes_max: u64,
     ) -> Self {
-        let appetite = Arc::new(Appetite::new(prefetch, waiting_bytes_max));
+        let appetite = Arc::new(Appetite::pausing(prefetch, waiting_bytes_max));
         AmqpSubscribe { broker, queue: queue.into(), bindings, appetite }
     }
 
@@ -183,6 +185,16 @@ impl Source for AmqpSource {
 
     async fn depth(&mut self) -> Result<u64, BusError> {
         self.ask(Order::Depth).await
+    }
+
+    fn ask_depth(&mut self) -> AskedDepth {
+        let orders = self.consumer.orders.clone();
+        let (reply, answer) = oneshot::channel();
+        Box::pin(async move {
+            orders.send(Order::Depth(reply)).await.ok()?;
+            drop(orders);
+            answer.await.ok()
+        })
     }
 
     async fn close(&mut self) -> Result<(), BusError> {

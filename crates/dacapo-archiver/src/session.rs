@@ -13,6 +13,7 @@ use dacapo_event::attributes::AttributeRules;
 use dacapo_event::barrier::BarrierId;
 use dacapo_event::{Sequence, Timestamp};
 use tokio::task::JoinHandle;
+use tokio::time::error::Elapsed;
 use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::core::{Core, Intake, Step};
@@ -75,6 +76,8 @@ enum Input {
     Opened(Result<StreamWriter, ArchiveError>),
     Appended(Result<(StreamWriter, Finished), ArchiveError>),
     Answered(BarrierId, Sequence, Result<(), ArchiveError>),
+    /// How deep the queue is, if the bus says so in time and has not ended.
+    Deep(Result<Option<u64>, Elapsed>),
     Peeked(Result<Option<Timestamp>, ArchiveError>),
     Due,
     Poll,
@@ -91,6 +94,8 @@ struct Session<'a> {
     /// Opening the stream, or appending to it.
     storing: Option<Busy<'a>>,
     encoding: Option<JoinHandle<Result<Encoded, ArchiveError>>>,
+    /// Asking how deep the queue is.
+    asking: Option<Busy<'a>>,
     /// Reading the head, while nothing else is asked of the store.
     peeking: Option<Busy<'a>>,
     stop_by: Option<Instant>,
@@ -117,6 +122,7 @@ pub(crate) async fn run(
         writer: None,
         storing: None,
         encoding: None,
+        asking: None,
         peeking: None,
         stop_by: None,
         deliveries: 0,
@@ -168,6 +174,7 @@ impl<'a> Session<'a> {
                 () = &mut shutdown, if self.stop_by.is_none() => Input::Stop,
                 input = busy(&mut self.storing) => input,
                 encoded = encoding(&mut self.encoding) => Input::Encoded(encoded),
+                input = busy(&mut self.asking) => input,
                 input = busy(&mut self.peeking) => input,
                 _ = poll.tick() => Input::Poll,
                 () = &mut alarm, if deadline.is_some() => Input::Due,
@@ -225,7 +232,10 @@ impl<'a> Session<'a> {
             // A standby's trouble with the store shows when it is needed; one that is known stays.
             Input::Peeked(Err(_)) => {}
             Input::Due => {}
-            Input::Poll => return self.poll().await,
+            Input::Poll => self.ask_depth(),
+            Input::Deep(Ok(Some(depth))) => self.note_depth(depth),
+            Input::Deep(Ok(None)) => return Ok(Some(Ended::Lost(self.reason().await))),
+            Input::Deep(Err(Elapsed { .. })) => return Ok(Some(Ended::Lost(no_answer()))),
         }
         Ok(None)
     }
@@ -321,14 +331,27 @@ impl<'a> Session<'a> {
         answered(self.source.ack(tag)).await
     }
 
-    /// Asks how deep the queue is. A hot standby also looks how far the active archiver has come,
+    /// Asks how deep the queue is, unless it is asked already. Deliveries are taken meanwhile: behind
+    /// them the answer may come, and none is read while too many wait.
+    fn ask_depth(&mut self) {
+        if self.asking.is_none() {
+            let answer = tokio::time::timeout(ANSWER_MAX, self.source.ask_depth());
+            self.asking = Some(Box::pin(async move { Input::Deep(answer.await) }));
+        }
+    }
+
+    /// Returns why the source has ended.
+    async fn reason(&mut self) -> BusError {
+        match answered(self.source.depth()).await {
+            Err(error) => error,
+            Ok(_) => lost("the bus did not say how deep the queue is"),
+        }
+    }
+
+    /// Notes how deep the queue is. A hot standby also looks how far the active archiver has come,
     /// so that its lag is the platform's. A store that failed an earlier session is asked until it
     /// answers, for this one may never have anything to put.
-    async fn poll(&mut self) -> Result<Option<Ended>, ArchiverError> {
-        let depth = match answered(self.source.depth()).await {
-            Ok(depth) => depth,
-            Err(error) => return Ok(Some(Ended::Lost(error))),
-        };
+    fn note_depth(&mut self, depth: u64) {
         let Context { place, metrics, .. } = self.context;
         metrics.set_queue_depth(depth);
         let stands_by = self.deliveries == 0 && depth > 0;
@@ -339,7 +362,6 @@ impl<'a> Session<'a> {
                 Input::Peeked(head.map(|head| head.map(|head| head.moved_at)))
             }));
         }
-        Ok(None)
     }
 
     /// An accident after being asked to stop is the end all the same: there is no time for another
@@ -387,8 +409,12 @@ async fn encoding(
 async fn answered<T>(asked: impl Future<Output = Result<T, BusError>>) -> Result<T, BusError> {
     match tokio::time::timeout(ANSWER_MAX, asked).await {
         Ok(answer) => answer,
-        Err(_) => Err(lost(&format!("no answer within {ANSWER_MAX:?}"))),
+        Err(Elapsed { .. }) => Err(no_answer()),
     }
+}
+
+fn no_answer() -> BusError {
+    lost(&format!("no answer within {ANSWER_MAX:?}"))
 }
 
 fn lost(reason: &str) -> BusError {

@@ -22,4 +22,4 @@ pub mod memory;
 
 pub use error::BusError;
 pub use sink::{Connect, Outcome, Sink, TargetState};
-pub use source::{Delivery, DeliveryTag, Parked, Source, Subscribe};
+pub use source::{AskedDepth, Delivery, DeliveryTag, Parked, Source, Subscribe};

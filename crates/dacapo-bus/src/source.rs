@@ -1,6 +1,7 @@
 //! The seam for consuming: deliveries with an explicit, cumulative ack.
 
 use std::num::NonZeroU16;
+use std::pin::Pin;
 
 use async_trait::async_trait;
 use dacapo_event::Message;
@@ -42,6 +43,9 @@ impl Parked {
     }
 }
 
+/// The answer to [`Source::ask_depth`], once it comes.
+pub type AskedDepth = Pin<Box<dyn Future<Output = Option<u64>> + Send>>;
+
 /// Delivers the messages of one queue and its parking queue.
 ///
 /// A source is used by one task. After an error it is of no further use: what was not acked comes
@@ -64,6 +68,11 @@ pub trait Source: Send {
 
     /// Returns how many messages wait in the queue, without those delivered and not acked.
     async fn depth(&mut self) -> Result<u64, BusError>;
+
+    /// Asks as [`Source::depth`] does, and returns at once: the answer can be waited for while
+    /// deliveries are taken, behind which it may come. Nothing is the answer of a source that has
+    /// ended; any other call says why.
+    fn ask_depth(&mut self) -> AskedDepth;
 
     /// Stops deliveries and closes the connection in order; what was not acked is delivered again
     /// to the next consumer.

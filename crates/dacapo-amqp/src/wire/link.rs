@@ -255,6 +255,11 @@ impl Link {
         Ok(())
     }
 
+    /// Begins to wait for the broker anew, after a time in which nothing was read.
+    pub(crate) fn listen_anew(&mut self) {
+        self.heard_at = Instant::now();
+    }
+
     /// Sends what is in the outbox.
     pub(crate) async fn flush(&mut self) -> Result<(), BusError> {
         let bytes = self.outbox.take();

@@ -18,11 +18,11 @@ use bytes::BufMut;
 use dacapo_bus::{BusError, Outcome};
 use dacapo_event::ShortStr;
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::Instant;
 
 use self::core::{Asker, Core, Standing};
 use super::link::{Link, PUBLISHING, methods};
-use super::thread::{self, report};
+use super::thread::{self, report, until};
 use crate::Broker;
 use crate::connect::{ANSWER_DEADLINE, CLOSE_DEADLINE};
 use crate::error::lost;
@@ -280,7 +280,7 @@ impl Pump {
                     due = None;
                     continue;
                 }
-                () = at(due), if !hand_over => continue,
+                () = until(due), if !hand_over => continue,
                 turned = self.link.turn() => Event::Turned(turned),
                 at = beats.tick() => Event::Beat(at),
             };
@@ -312,14 +312,6 @@ impl Pump {
             self.link.outbox.heartbeat();
         }
         Ok(())
-    }
-}
-
-/// Waits until then, or for ever.
-async fn at(due: Option<Instant>) {
-    match due {
-        Some(due) => sleep_until(due).await,
-        None => std::future::pending().await,
     }
 }
 

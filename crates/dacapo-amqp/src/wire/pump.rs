@@ -2,9 +2,9 @@
 //!
 //! A thread, as lapin has one: heartbeats must be answered while the caller waits for a store
 //! that is down, and the broker closes a connection that does not read for 15 seconds
-//! (`tcp_listen_options.send_timeout`), so deliveries are always taken in. How many can wait is
-//! bounded by the prefetch, and how much memory they take by [`crate::appetite`]. The thread ends when the [`Consumer`] is dropped or the connection
-//! is.
+//! (`tcp_listen_options.send_timeout`), so deliveries are taken in but for short pauses. How many can
+//! wait is bounded by the prefetch, and how much memory they take by [`crate::appetite`]. The thread
+//! ends when the [`Consumer`] is dropped or the connection is.
 //!
 //! A parking queue is consumed on the same channel, so that one numbering of deliveries and one
 //! cumulative ack cover both.
@@ -12,6 +12,7 @@
 use std::collections::VecDeque;
 use std::num::NonZeroU16;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes};
 use dacapo_bus::{BusError, Delivery, DeliveryTag};
@@ -23,9 +24,9 @@ use super::Malformed;
 use super::arriving::Arriving;
 use super::frame::{BODY, Frame, HEADER, HEARTBEAT, METHOD, put_short, take_short};
 use super::link::{CONSUMING, Link, Method, method_of, methods};
-use super::thread::{self, report};
+use super::thread::{self, report, until};
 use crate::Broker;
-use crate::appetite::{Appetite, Waiting};
+use crate::appetite::{Appetite, Excess, Waiting};
 use crate::connect::{ANSWER_DEADLINE, CONNECT_DEADLINE};
 use crate::error::{Doing, lost};
 
@@ -41,6 +42,10 @@ const PARKED: &[u8] = b"parked";
 /// Orders that may wait: the source has one caller, who waits for each.
 const ORDERS: usize = 8;
 
+/// How long nothing is read at the most while too much waits: well below the 15 seconds after which
+/// the broker gives the connection up, and longer than a segment takes to be put.
+const PAUSE_MAX: Duration = Duration::from_secs(8);
+
 /// The queue to consume and the one it parks in, if it does.
 #[derive(Debug, Clone)]
 pub(crate) struct Queues {
@@ -49,10 +54,11 @@ pub(crate) struct Queues {
 }
 
 impl Queues {
-    /// Returns each with the tag of its consumer.
+    /// Returns each with the tag of its consumer; the main one last, so that both are answered for
+    /// before its deliveries come.
     fn tagged(&self) -> impl Iterator<Item = (&ShortStr, &'static [u8])> {
         let parked = self.parked.iter().map(|parked| (parked, PARKED));
-        std::iter::once((&self.main, MAIN)).chain(parked)
+        parked.chain(std::iter::once((&self.main, MAIN)))
     }
 
     fn count(&self) -> u8 {
@@ -141,6 +147,8 @@ struct Pump {
     delivered: DeliveryTag,
     acked: DeliveryTag,
     waited: Waited,
+    /// Too much waits, and so nothing is read until there is room, or at the most until then.
+    pause_ends: Option<Instant>,
 }
 
 /// What bounds the deliveries that wait.
@@ -202,6 +210,7 @@ impl Pump {
             delivered: 0,
             acked: 0,
             waited,
+            pause_ends: None,
         })
     }
 
@@ -212,7 +221,9 @@ impl Pump {
             let event = tokio::select! {
                 biased;
                 order = orders.recv() => Event::Order(order),
-                filled = self.link.fill() => Event::Filled(filled),
+                filled = self.link.fill(), if self.pause_ends.is_none() => Event::Filled(filled),
+                () = self.waited.waiting.has_room(), if self.pause_ends.is_some() => Event::Room,
+                () = until(self.pause_ends) => Event::PausedTooLong,
                 at = beats.tick() => Event::Beat(at),
             };
             match event {
@@ -227,6 +238,8 @@ impl Pump {
                         self.take(frame)?;
                     }
                 }
+                Event::Room => self.end_pause(),
+                Event::PausedTooLong => self.step_down(),
                 Event::Beat(at) => self.beat(at).await?,
             }
         }
@@ -280,7 +293,9 @@ impl Pump {
     }
 
     async fn beat(&mut self, now: Instant) -> Result<(), BusError> {
-        self.link.check_heard(now)?;
+        if self.pause_ends.is_none() {
+            self.link.check_heard(now)?;
+        }
         self.link.outbox.heartbeat();
         self.link.flush().await
     }
@@ -381,18 +396,35 @@ impl Pump {
                 return Err(lost(&self.link.peer, "it delivered more than the prefetch allows"));
             }
         }
-        if let Some(prefetch) = appetite.too_much(waiting, self.delivered - self.acked) {
-            tracing::warn!(
-                prefetch,
-                "more deliveries wait than memory allows for; consuming fewer at once"
-            );
-            self.hand_out_no_more();
+        match appetite.excess(waiting) {
+            None => {}
+            // While it is opened nobody takes any, and the broker's answer is waited for.
+            Some(Excess::Pause) if self.opened.is_none() => {
+                self.pause_ends.get_or_insert_with(|| Instant::now() + PAUSE_MAX);
+            }
+            Some(Excess::Pause | Excess::StepDown) => self.step_down(),
         }
         Ok(())
     }
 
+    fn end_pause(&mut self) {
+        if self.pause_ends.take().is_some() {
+            self.link.listen_anew();
+        }
+    }
+
+    fn step_down(&mut self) {
+        let prefetch = self.waited.appetite.step_down(self.delivered - self.acked);
+        tracing::warn!(
+            prefetch,
+            "more deliveries wait than memory allows for; consuming fewer at once"
+        );
+        self.hand_out_no_more();
+    }
+
     /// Lets the source be opened anew, with the prefetch that was chosen.
     fn hand_out_no_more(&mut self) {
+        self.end_pause();
         self.waited.waiting.end();
         self.deliveries = None;
     }
@@ -401,6 +433,8 @@ impl Pump {
 enum Event {
     Order(Option<Order>),
     Filled(Result<(), BusError>),
+    Room,
+    PausedTooLong,
     Beat(Instant),
 }
 

@@ -6,6 +6,7 @@
 
 use dacapo_bus::BusError;
 use tokio::sync::oneshot;
+use tokio::time::{Instant, sleep_until};
 
 use crate::error::lost;
 
@@ -39,5 +40,13 @@ pub(super) fn spawn<T: Send + 'static, F: Future<Output = ()>>(
 pub(super) fn report<T>(to: oneshot::Sender<T>, what: T) {
     if to.send(what).is_err() {
         tracing::debug!("a connection was dropped before it was answered");
+    }
+}
+
+/// Waits until then, or for ever.
+pub(super) async fn until(then: Option<Instant>) {
+    match then {
+        Some(then) => sleep_until(then).await,
+        None => std::future::pending().await,
     }
 }

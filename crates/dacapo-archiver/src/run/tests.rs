@@ -11,7 +11,7 @@ use bytes::Bytes;
 use dacapo_archive::store::memory::MemoryStore;
 use dacapo_archive::{SegmentBuilder, StreamWriter};
 use dacapo_bus::memory::{MemoryBus, QueueOptions};
-use dacapo_bus::{BusError, Delivery, DeliveryTag, Source};
+use dacapo_bus::{AskedDepth, BusError, Delivery, DeliveryTag, Source};
 use dacapo_event::{Event, Message, Properties, ShortStr, Timestamp, marking};
 use prometheus_client::registry::Registry;
 
@@ -205,16 +205,19 @@ async fn a_stream_that_moved_while_the_archiver_waited_is_continued_at_its_new_e
 mod barriers;
 mod faults;
 
-/// Sources that hand out so many deliveries and then are to be opened anew.
+/// Sources that hand out so many deliveries and then are to be opened anew, and may not say how deep
+/// their queue is.
 struct Renewing {
     inner: MemoryBus,
     deliveries: u64,
+    says_depth: bool,
     opened: Arc<AtomicUsize>,
 }
 
 struct RenewingSource {
     inner: Box<dyn Source>,
     left: u64,
+    says_depth: bool,
 }
 
 #[async_trait]
@@ -222,7 +225,8 @@ impl Subscribe for Renewing {
     async fn open(&self) -> Result<Box<dyn Source>, BusError> {
         self.opened.fetch_add(1, Ordering::SeqCst);
         let inner = subscription(&self.inner).open().await?;
-        Ok(Box::new(RenewingSource { inner, left: self.deliveries }))
+        let Renewing { deliveries, says_depth, .. } = *self;
+        Ok(Box::new(RenewingSource { inner, left: deliveries, says_depth }))
     }
 }
 
@@ -249,6 +253,13 @@ impl Source for RenewingSource {
         self.inner.depth().await
     }
 
+    fn ask_depth(&mut self) -> AskedDepth {
+        match self.says_depth {
+            true => self.inner.ask_depth(),
+            false => Box::pin(std::future::pending()),
+        }
+    }
+
     async fn close(&mut self) -> Result<(), BusError> {
         self.inner.close().await
     }
@@ -260,7 +271,12 @@ impl Source for RenewingSource {
 async fn a_source_that_is_opened_anew_costs_no_wait_no_repeat_and_no_alarm() {
     let (bus, store) = (bus(), Arc::new(MemoryStore::new()));
     let opened = Arc::new(AtomicUsize::new(0));
-    let renewing = Renewing { inner: bus.bus.clone(), deliveries: 7, opened: Arc::clone(&opened) };
+    let renewing = Renewing {
+        inner: bus.bus.clone(),
+        deliveries: 7,
+        says_depth: true,
+        opened: Arc::clone(&opened),
+    };
     publish(&bus, 1..=98);
     // Each put takes a while, so that one is in flight when the source is at its end.
     let slow = FaultyStore {
@@ -290,4 +306,28 @@ async fn a_source_that_is_opened_anew_costs_no_wait_no_repeat_and_no_alarm() {
     assert_eq!(ids(&sound(&store).await), expected(1..=98));
     assert_eq!(opened.load(Ordering::SeqCst), 15);
     assert!(started.elapsed() < 5 * SECOND, "{:?}", started.elapsed());
+}
+
+/// No delivery was taken before the answer, which comes behind those that are on their way.
+#[tokio::test(start_paused = true)]
+async fn a_depth_that_is_not_told_holds_up_no_event_and_in_the_end_costs_the_source() {
+    let (bus, store) = (bus(), Arc::new(MemoryStore::new()));
+    let opened = Arc::new(AtomicUsize::new(0));
+    let mute = Renewing {
+        inner: bus.bus.clone(),
+        deliveries: u64::MAX,
+        says_depth: false,
+        opened: Arc::clone(&opened),
+    };
+    publish(&bus, 1..=20);
+    let (metrics, started) = (metrics(), Instant::now());
+    let story = async {
+        drained(&bus).await;
+        assert!(started.elapsed() < 30 * SECOND, "{:?}", started.elapsed());
+        assert_eq!(opened.load(Ordering::SeqCst), 1);
+        until(|| opened.load(Ordering::SeqCst) == 2).await;
+        assert!(started.elapsed() >= 30 * SECOND, "{:?}", started.elapsed());
+    };
+    let totals = run(config(4), store, &mute, &metrics, story).await.unwrap();
+    assert_eq!(totals.events, 20);
 }

@@ -10,7 +10,7 @@ use tokio::sync::Notify;
 
 use super::broker::{ConsumerId, no_queue};
 use super::{MemoryBus, QueueOptions};
-use crate::{BusError, Delivery, DeliveryTag, Source, Subscribe};
+use crate::{AskedDepth, BusError, Delivery, DeliveryTag, Source, Subscribe};
 
 /// Opens sources on one queue of a bus in memory, declaring the queue and its bindings if they are
 /// not there.
@@ -143,6 +143,10 @@ impl Source for MemorySource {
 
     async fn depth(&mut self) -> Result<u64, BusError> {
         self.bus.depth(&self.queue).ok_or_else(|| no_queue(&self.queue))
+    }
+
+    fn ask_depth(&mut self) -> AskedDepth {
+        Box::pin(std::future::ready(self.bus.depth(&self.queue)))
     }
 
     async fn close(&mut self) -> Result<(), BusError> {

@@ -254,6 +254,9 @@ impl Source for LossySource {
     async fn depth(&mut self) -> Result<u64, BusError> {
         self.source.depth().await
     }
+    fn ask_depth(&mut self) -> AskedDepth {
+        self.source.ask_depth()
+    }
     async fn close(&mut self) -> Result<(), BusError> {
         self.source.close().await
     }

@@ -1,6 +1,6 @@
 //! The loop where the bus fails, and where it is ended at any moment.
 
-use dacapo_bus::{DeliveryTag, Source};
+use dacapo_bus::{AskedDepth, DeliveryTag, Source};
 
 use super::*;
 
@@ -47,6 +47,10 @@ impl Source for WatchfulSource {
 
     async fn depth(&mut self) -> Result<u64, BusError> {
         self.inner.depth().await
+    }
+
+    fn ask_depth(&mut self) -> AskedDepth {
+        self.inner.ask_depth()
     }
 
     async fn close(&mut self) -> Result<(), BusError> {
@@ -170,6 +174,10 @@ impl Source for FlakySource {
 
     async fn depth(&mut self) -> Result<u64, BusError> {
         self.inner.depth().await
+    }
+
+    fn ask_depth(&mut self) -> AskedDepth {
+        self.inner.ask_depth()
     }
 
     async fn close(&mut self) -> Result<(), BusError> {

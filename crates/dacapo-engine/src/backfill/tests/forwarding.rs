@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use dacapo_bus::memory::{ExchangeKind, MemoryBus, MemorySubscription, QueueOptions};
-use dacapo_bus::{BusError, Connect, Delivery, DeliveryTag, Parked, Source, Subscribe};
+use dacapo_bus::{AskedDepth, BusError, Connect, Delivery, DeliveryTag, Parked, Source, Subscribe};
 use dacapo_event::{Clock, Event, Message, Properties, ShortStr};
 use dacapo_filter::Selection;
 use dacapo_republish::{Config, Control, Progress};
@@ -272,6 +272,10 @@ impl Source for Few {
 
     async fn depth(&mut self) -> Result<u64, BusError> {
         self.source.depth().await
+    }
+
+    fn ask_depth(&mut self) -> AskedDepth {
+        self.source.ask_depth()
     }
 
     async fn close(&mut self) -> Result<(), BusError> {
