@@ -159,6 +159,11 @@ impl Rabbit {
         self.ports.amqp
     }
 
+    /// Returns its process, which is another one after each start.
+    pub fn pid(&self) -> u32 {
+        self.node.pid()
+    }
+
     /// Ends it at once, as a power cut would; it stays down until [`Rabbit::start_again`].
     ///
     /// # Errors

@@ -7,6 +7,7 @@
 //! what is compared is measured in pairs, one after the other, as often as `--runs` says.
 //! What the measures are, and what they were: docs/performance.md.
 
+mod apart;
 mod archive;
 mod archiving;
 mod events;

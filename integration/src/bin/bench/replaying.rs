@@ -10,6 +10,7 @@ use dacapo_integration::services;
 use dacapo_integration::witness::Queue;
 use serde_json::{Value, json};
 
+use crate::apart::apart;
 use crate::archive::Archive;
 use crate::report::{Bar, Measure, Report, Row};
 use crate::{EVENTS, events, timed};
@@ -68,8 +69,8 @@ fn beside(archive: &Archive) -> Result<&Path> {
     archive.folder.parent().context("it is in a folder of the bench")
 }
 
-/// Replays against the reference publisher, into queues of one kind. Returns the events a second
-/// of the slowest replay.
+/// Replays against the reference publisher, into queues of one kind: as everything shares the
+/// processors, and with the broker on its own. Returns the events a second of the slowest replay.
 fn beside_reference(
     archive: &Archive,
     kind: &str,
@@ -77,60 +78,72 @@ fn beside_reference(
     runs: usize,
     report: &mut Report,
 ) -> Result<f64> {
-    let (mut rates, mut micros, mut slowest) = (Vec::new(), Vec::new(), f64::INFINITY);
-    let mut crowded = Vec::new();
-    for run in 1..=runs {
-        let cost = reference(archive, &Queue::with_arguments("bench", arguments))?;
-        let queue = Queue::with_arguments("bench", arguments);
-        let replay = archive.dacapo(&["replay", "--to-queue", queue.name()])?;
-        slowest = slowest.min(replay.rate(EVENTS));
-        rates.push(replay.rate(EVENTS) / cost.rate(EVENTS));
-        drop(queue);
-        let queue = Queue::with_arguments("bench", arguments);
-        let share = (replay.cpu_seconds - cost.cpu_seconds).max(0.0) / replay.wall_seconds;
-        let busy = beside_busy(share, || reference(archive, &queue))?;
-        crowded.push(busy.rate(EVENTS) / cost.rate(EVENTS));
-        micros.push(replay.cpu_micros(EVENTS));
-        let name = format!("reference publisher, {}, {kind}, {run}", archive.size);
-        report.rows.push(Row { name, events: EVENTS, cost });
-    }
+    let pairs = pairs(archive, arguments, runs)?;
+    let ratios = |pairs: &[Pair]| pairs.iter().map(Pair::ratio).collect();
     let name = |what: &str| format!("replay, {}, {kind}: {what}", archive.size);
-    report.add(name("rate against reference"), Bar::AtLeast(0.95), rates);
-    report.add(name("reference, as much CPU busy"), Bar::None, crowded);
-    report.add(name("CPU µs an event"), Bar::AtMost(12.0), micros);
-    Ok(slowest)
+    report.add(name("rate against reference"), Bar::AtLeast(0.95), ratios(&pairs));
+    if let Some(pairs) = apart(|| self::pairs(archive, arguments, runs))? {
+        report.add(name("rate, broker apart"), Bar::AtLeast(0.95), ratios(&pairs));
+    }
+    let micros = |of: fn(&Pair) -> f64| pairs.iter().map(of).collect::<Vec<f64>>();
+    let taken = micros(|pair| pair.replay.cost.cpu_micros(EVENTS));
+    report.add(name("CPU µs an event"), Bar::AtMost(12.0), taken);
+    let brokers = micros(|pair| pair.replay.broker_micros());
+    report.add(name("the broker's CPU µs an event"), Bar::None, brokers);
+    let brokers = micros(|pair| pair.reference.broker_micros());
+    report.add(name("the same beside the reference"), Bar::None, brokers);
+    for (pair, run) in pairs.iter().zip(1..) {
+        let name = format!("reference publisher, {}, {kind}, {run}", archive.size);
+        report.rows.push(Row { name, events: EVENTS, cost: pair.reference.cost });
+    }
+    let rates = pairs.iter().map(|pair| pair.replay.cost.rate(EVENTS));
+    Ok(rates.fold(f64::INFINITY, f64::min))
 }
 
-/// How long a processor is kept busy, and left alone, between two looks at how much it was.
-const BUSY: Duration = Duration::from_micros(100);
-const ALONE: Duration = Duration::from_micros(500);
+/// Both of a pair, one right after the other.
+struct Pair {
+    reference: Side,
+    replay: Side,
+}
 
-/// Does something while a thread takes such a share of one processor's time, and does nothing with it:
-/// what a client that needs so much leaves to the broker on this machine.
-#[expect(clippy::disallowed_methods, reason = "a bench measures the wall clock")]
-fn beside_busy<T>(share: f64, work: impl FnOnce() -> Result<T>) -> Result<T> {
-    let ended = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        let busy = scope.spawn(|| -> Result<()> {
-            let began = Instant::now();
-            while !ended.load(Ordering::Relaxed) {
-                // What it was kept waiting for by others it has not taken.
-                if timed::thread_cpu_seconds()? >= share * began.elapsed().as_secs_f64() {
-                    std::thread::sleep(ALONE);
-                    continue;
-                }
-                let spinning = Instant::now();
-                while spinning.elapsed() < BUSY {
-                    std::hint::spin_loop();
-                }
-            }
-            Ok(())
-        });
-        let done = work();
-        ended.store(true, Ordering::Relaxed);
-        busy.join().expect("it does not panic")?;
-        done
-    })
+impl Pair {
+    fn ratio(&self) -> f64 {
+        self.replay.cost.rate(EVENTS) / self.reference.cost.rate(EVENTS)
+    }
+}
+
+/// What one of a pair took, and the broker meanwhile.
+struct Side {
+    cost: timed::Cost,
+    broker_seconds: f64,
+}
+
+impl Side {
+    fn broker_micros(&self) -> f64 {
+        self.broker_seconds * 1e6 / EVENTS as f64
+    }
+}
+
+/// Makes pairs; each side comes first in every other one, for it may leave the broker work.
+fn pairs(archive: &Archive, arguments: &Value, runs: usize) -> Result<Vec<Pair>> {
+    let side = |publish: &dyn Fn(&Queue) -> Result<timed::Cost>| {
+        let queue = Queue::with_arguments("bench", arguments);
+        let broker = || services::broker_pid().map_or(Ok(0.0), timed::cpu_seconds);
+        let before = broker()?;
+        let cost = publish(&queue)?;
+        Ok::<_, anyhow::Error>(Side { cost, broker_seconds: broker()? - before })
+    };
+    let reference = |queue: &Queue| reference(archive, queue);
+    let replay = |queue: &Queue| archive.dacapo(&["replay", "--to-queue", queue.name()]);
+    let pair = |run: usize| {
+        if run.is_multiple_of(2) {
+            let reference = side(&reference)?;
+            return Ok(Pair { reference, replay: side(&replay)? });
+        }
+        let replay = side(&replay)?;
+        Ok(Pair { reference: side(&reference)?, replay })
+    };
+    (0..runs).map(pair).collect()
 }
 
 fn reference(archive: &Archive, queue: &Queue) -> Result<timed::Cost> {

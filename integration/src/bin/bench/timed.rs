@@ -80,14 +80,6 @@ pub(crate) fn cpu_seconds(pid: u32) -> Result<f64> {
     Ok((ticks()? + ticks()?) / TICKS_A_SECOND)
 }
 
-/// Returns the seconds that this thread has run: the first number, in nanoseconds, that Linux tells
-/// (`Documentation/scheduler/sched-stats.rst`).
-pub(crate) fn thread_cpu_seconds() -> Result<f64> {
-    let told = fs::read_to_string("/proc/thread-self/schedstat")?;
-    let nanos = told.split_whitespace().next().context("no thread is told like this")?;
-    Ok(nanos.parse::<f64>()? / 1e9)
-}
-
 /// Returns the `dacapo` that is measured.
 #[expect(clippy::disallowed_methods, reason = "the harness says where the binary is")]
 pub(crate) fn dacapo() -> Result<PathBuf> {
