@@ -57,10 +57,6 @@ pub(crate) struct Appetite {
     /// How many times the prefetch a stretch is: four times as many after a step down, half as many
     /// after a step up.
     patience: AtomicU16,
-    /// How many a step down may have put back into the queue, until they have come again: a quorum
-    /// queue puts what is returned behind what was returned before, so another step among them would
-    /// change their order.
-    put_back: AtomicU16,
     waiting_bytes_max: u64,
     excess: Excess,
 }
@@ -114,7 +110,6 @@ impl Appetite {
             most,
             now: AtomicU16::new(asked.clamp(1, most.get())),
             patience: AtomicU16::new(PATIENCE_FIRST),
-            put_back: AtomicU16::new(0),
             waiting_bytes_max,
             excess,
         }
@@ -155,11 +150,11 @@ impl Appetite {
     }
 
     /// Returns the prefetch to consume with instead, now that more waits than may: `held` deliveries
-    /// are not acked.
-    pub(crate) fn step_down(&self, held: u64) -> NonZeroU16 {
+    /// are not acked. It is no more than what waits, so that as many of that size fit.
+    pub(crate) fn step_down(&self, waiting: &Waiting, held: u64) -> NonZeroU16 {
         let now = self.prefetch();
-        self.put_back.fetch_max(now.get(), Ordering::Relaxed);
-        let half = u16::try_from(held / 2).unwrap_or(u16::MAX).min(now.get() / 2);
+        let half = (held / 2).min(waiting.deliveries());
+        let half = u16::try_from(half).unwrap_or(u16::MAX).min(now.get() / 2);
         let patience = self.patience().saturating_mul(4).clamp(PATIENCE_MIN, PATIENCE_MAX);
         self.step(half.max(1), patience)
     }
@@ -169,11 +164,9 @@ impl Appetite {
     pub(crate) fn too_little(&self, waiting: &Waiting, acked: u64) -> Option<NonZeroU16> {
         let now = self.prefetch();
         let stretch = u64::from(now.get()) * u64::from(self.patience());
-        let stretch = stretch.max(u64::from(self.put_back.load(Ordering::Relaxed)));
         if now == self.most || acked - waiting.began() < stretch {
             return None;
         }
-        self.put_back.store(0, Ordering::Relaxed);
         // So much more at once that it would still be half of what may wait.
         let growth = (self.waiting_bytes_max / 2 / waiting.peak().max(1)).min(GROWTH_MAX);
         if growth < 2 {
@@ -306,7 +299,7 @@ mod tests {
                     held += 1;
                     waiting.add(message);
                     // Nobody takes any, and so no pause ends.
-                    appetite.excess(&waiting).map(|_| appetite.step_down(held))
+                    appetite.excess(&waiting).map(|_| appetite.step_down(&waiting, held))
                 });
                 if step.is_some() || total + acked >= deliveries {
                     break step;
@@ -400,7 +393,7 @@ mod tests {
         waiting.add(&message);
         waiting.add(&message);
         assert_eq!(appetite.excess(&waiting), Some(Excess::StepDown));
-        assert_eq!(appetite.step_down(2).get(), 1);
+        assert_eq!(appetite.step_down(&waiting, 2).get(), 1);
         waiting.remove(&message);
         waiting.remove(&message);
         assert_eq!(waiting.bytes(), 0);
@@ -410,9 +403,13 @@ mod tests {
     fn large_deliveries_make_it_smaller_down_to_one() {
         let appetite = appetite(1_000, 1_000);
         assert_eq!(appetite.excess(&waiting(&appetite, &[MAX - 600])), None);
-        let large = waiting(&appetite, &[2 * MAX]);
+        let large = waiting(&appetite, &[MAX / 25; 30]);
         assert_eq!(appetite.excess(&large), Some(Excess::StepDown));
-        assert_eq!([40, 20, 1].map(|held| appetite.step_down(held).get()), [20, 10, 1]);
+        assert_eq!(
+            [80, 40, 20, 1].map(|held| appetite.step_down(&large, held).get()),
+            [30, 15, 7, 1],
+            "no more than wait, no more than half of what it was"
+        );
         assert_eq!(appetite.excess(&large), None, "one at a time has to fit");
     }
 
@@ -426,18 +423,6 @@ mod tests {
         assert_eq!(appetite.too_little(&calm, u64::MAX), None);
     }
 
-    /// A quorum queue puts what is returned behind what was returned before: events would change
-    /// places.
-    #[test]
-    fn no_step_up_comes_before_what_a_step_down_put_back_has_come_again() {
-        let appetite = appetite(1_000, 1_000);
-        appetite.step_down(4);
-        let calm = waiting(&appetite, &[4]);
-        assert_eq!(appetite.too_little(&calm, 999), None);
-        assert_eq!(number(appetite.too_little(&calm, 1_000)), Some(8));
-        assert_eq!(number(appetite.too_little(&calm, 8 * 64)), Some(32), "no longer");
-    }
-
     /// A burst of large ones after every few steps up, and each costs a prefetch of repeats.
     #[test]
     fn after_a_step_down_no_stretch_is_as_short_as_the_first() {
@@ -445,7 +430,7 @@ mod tests {
         assert_eq!(appetite.patience(), PATIENCE_FIRST);
         let large = waiting(&appetite, &[2 * MAX]);
         assert_eq!(appetite.excess(&large), Some(Excess::StepDown));
-        appetite.step_down(4);
+        appetite.step_down(&large, 4);
         let calm = waiting(&appetite, &[4]);
         while appetite.too_little(&calm, u64::MAX).is_some() {
             assert!(appetite.patience() >= PATIENCE_MIN, "{}", appetite.patience());

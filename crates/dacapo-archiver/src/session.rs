@@ -76,8 +76,9 @@ enum Input {
     Opened(Result<StreamWriter, ArchiveError>),
     Appended(Result<(StreamWriter, Finished), ArchiveError>),
     Answered(BarrierId, Sequence, Result<(), ArchiveError>),
-    /// How deep the queue is, if the bus says so in time and has not ended.
-    Deep(Result<Option<u64>, Elapsed>),
+    /// How deep the queue is, if the bus says so in time and has not ended; it was asked after so many
+    /// deliveries.
+    Deep(u64, Result<Option<u64>, Elapsed>),
     Peeked(Result<Option<Timestamp>, ArchiveError>),
     Due,
     Poll,
@@ -233,9 +234,11 @@ impl<'a> Session<'a> {
             Input::Peeked(Err(_)) => {}
             Input::Due => {}
             Input::Poll => self.ask_depth(),
-            Input::Deep(Ok(Some(depth))) => self.note_depth(depth),
-            Input::Deep(Ok(None)) => return Ok(Some(Ended::Lost(self.reason().await))),
-            Input::Deep(Err(Elapsed { .. })) => return Ok(Some(Ended::Lost(no_answer()))),
+            Input::Deep(_, Ok(Some(depth))) => self.note_depth(depth),
+            Input::Deep(_, Ok(None)) => return Ok(Some(Ended::Lost(self.reason().await))),
+            // The answer is behind deliveries, of which some came.
+            Input::Deep(before, Err(_)) if self.deliveries > before => {}
+            Input::Deep(_, Err(Elapsed { .. })) => return Ok(Some(Ended::Lost(no_answer()))),
         }
         Ok(None)
     }
@@ -336,7 +339,8 @@ impl<'a> Session<'a> {
     fn ask_depth(&mut self) {
         if self.asking.is_none() {
             let answer = tokio::time::timeout(ANSWER_MAX, self.source.ask_depth());
-            self.asking = Some(Box::pin(async move { Input::Deep(answer.await) }));
+            let deliveries = self.deliveries;
+            self.asking = Some(Box::pin(async move { Input::Deep(deliveries, answer.await) }));
         }
     }
 

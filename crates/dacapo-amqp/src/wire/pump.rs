@@ -146,6 +146,10 @@ struct Pump {
     questions: VecDeque<Question>,
     delivered: DeliveryTag,
     acked: DeliveryTag,
+    /// Whether the last delivery of the main queue had been delivered before. A quorum queue delivers
+    /// what was returned first, and puts what is returned again behind it: consuming anew among them
+    /// would change their order.
+    redelivering: bool,
     waited: Waited,
     /// Too much waits, and so nothing is read until there is room, or at the most until then.
     pause_ends: Option<Instant>,
@@ -209,6 +213,7 @@ impl Pump {
             questions: VecDeque::new(),
             delivered: 0,
             acked: 0,
+            redelivering: false,
             waited,
             pause_ends: None,
         })
@@ -239,7 +244,7 @@ impl Pump {
                     }
                 }
                 Event::Room => self.end_pause(),
-                Event::PausedTooLong => self.step_down(),
+                Event::PausedTooLong => self.paused_too_long(),
                 Event::Beat(at) => self.beat(at).await?,
             }
         }
@@ -268,6 +273,7 @@ impl Pump {
                 report(done, ());
                 let Waited { appetite, waiting } = &self.waited;
                 if self.deliveries.is_some()
+                    && !self.redelivering
                     && let Some(prefetch) = appetite.too_little(waiting, self.acked)
                 {
                     tracing::info!(prefetch, "deliveries are small; consuming more at once");
@@ -386,6 +392,9 @@ impl Pump {
         };
         let delivery = whole.into_delivery(&self.queues.main);
         self.delivered = delivery.tag;
+        if delivery.parked.is_none() {
+            self.redelivering = delivery.redelivered;
+        }
         let Some(deliveries) = &self.deliveries else { return Ok(()) };
         let Waited { appetite, waiting } = &self.waited;
         waiting.add(&delivery.message);
@@ -413,8 +422,17 @@ impl Pump {
         }
     }
 
+    fn paused_too_long(&mut self) {
+        let Waited { appetite, waiting } = &self.waited;
+        match appetite.excess(waiting) {
+            Some(_) => self.step_down(),
+            None => self.end_pause(),
+        }
+    }
+
     fn step_down(&mut self) {
-        let prefetch = self.waited.appetite.step_down(self.delivered - self.acked);
+        let Waited { appetite, waiting } = &self.waited;
+        let prefetch = appetite.step_down(waiting, self.delivered - self.acked);
         tracing::warn!(
             prefetch,
             "more deliveries wait than memory allows for; consuming fewer at once"
