@@ -12,37 +12,53 @@ use dacapo_integration::services;
 pub(crate) fn apart<T>(work: impl FnOnce() -> Result<T>) -> Result<Option<T>> {
     let Some(broker) = services::broker_pid() else { return Ok(None) };
     let this = std::process::id();
-    let (brokers, ours) = (allowed(broker)?, allowed(this)?);
-    let processors = numbers(&brokers)?;
+    let before = [threads(broker)?, threads(this)?].concat();
+    let processors = numbers(&allowed(&format!("/proc/{broker}/status"))?)?;
     let [rest @ .., last] = &processors[..] else { return Ok(None) };
     if rest.is_empty() {
         return Ok(None);
     }
     let rest: Vec<String> = rest.iter().map(u32::to_string).collect();
-    allow(broker, &rest.join(","))?;
-    allow(this, &last.to_string())?;
-    let done = work();
-    allow(broker, &brokers)?;
-    allow(this, &ours)?;
+    let moved = allow(&["--all-tasks"], broker, &rest.join(","))
+        .and_then(|()| allow(&["--all-tasks"], this, &last.to_string()));
+    let done = moved.and_then(|()| work());
+    for (thread, list) in before {
+        // One that has ended meanwhile needs nothing.
+        drop(allow(&[], thread, &list));
+    }
     done.map(Some)
 }
 
-/// Returns the processors that a process may run on, as Linux lists them: `0-3,8`.
-fn allowed(pid: u32) -> Result<String> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+/// Returns the threads of a process and where each may run: a broker binds some to one processor.
+fn threads(pid: u32) -> Result<Vec<(u32, String)>> {
+    let mut threads = Vec::new();
+    for entry in fs::read_dir(format!("/proc/{pid}/task"))? {
+        let entry = entry?;
+        let thread = entry.file_name().to_string_lossy().parse()?;
+        if let Ok(list) = allowed(&entry.path().join("status").to_string_lossy()) {
+            threads.push((thread, list));
+        }
+    }
+    Ok(threads)
+}
+
+/// Returns the processors that a thread may run on, as Linux lists them: `0-3,8`.
+fn allowed(status: &str) -> Result<String> {
+    let status = fs::read_to_string(status)?;
     let list = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"));
     Ok(list.context("no processors are told of it")?.trim().to_owned())
 }
 
-/// Moves every thread of a process; those that it starts later follow.
-fn allow(pid: u32, list: &str) -> Result<()> {
+/// Moves a thread, or with `--all-tasks` every one of a process; those that it starts later follow.
+fn allow(how: &[&str], pid: u32, list: &str) -> Result<()> {
     let pid = pid.to_string();
     let output = Command::new("taskset")
-        .args(["--all-tasks", "--cpu-list", "--pid", list, &pid])
+        .args(how)
+        .args(["--cpu-list", "--pid", list, &pid])
         .output()
         .context("failed to start taskset (util-linux)")?;
     let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "process {pid} was not moved to processors {list}: {said}");
+    ensure!(output.status.success(), "{pid} was not moved to processors {list}: {said}");
     Ok(())
 }
 

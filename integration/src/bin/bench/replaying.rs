@@ -88,10 +88,12 @@ fn beside_reference(
     let micros = |of: fn(&Pair) -> f64| pairs.iter().map(of).collect::<Vec<f64>>();
     let taken = micros(|pair| pair.replay.cost.cpu_micros(EVENTS));
     report.add(name("CPU µs an event"), Bar::AtMost(12.0), taken);
-    let brokers = micros(|pair| pair.replay.broker_micros());
-    report.add(name("the broker's CPU µs an event"), Bar::None, brokers);
-    let brokers = micros(|pair| pair.reference.broker_micros());
-    report.add(name("the same beside the reference"), Bar::None, brokers);
+    if services::broker_pid().is_some() {
+        let brokers = micros(|pair| pair.replay.broker_micros());
+        report.add(name("the broker's CPU µs an event"), Bar::None, brokers);
+        let brokers = micros(|pair| pair.reference.broker_micros());
+        report.add(name("the same beside the reference"), Bar::None, brokers);
+    }
     for (pair, run) in pairs.iter().zip(1..) {
         let name = format!("reference publisher, {}, {kind}, {run}", archive.size);
         report.rows.push(Row { name, events: EVENTS, cost: pair.reference.cost });
