@@ -16,7 +16,7 @@ use parquet::file::metadata::ParquetMetaData;
 use parquet::file::page_index::column_index::ColumnIndexMetaData;
 use parquet::file::statistics::Statistics;
 
-use crate::columns::{self, Fetched};
+use crate::columns::{self, Decoder, Fetched};
 use crate::compaction::{self, Compaction, Repeat};
 use crate::schema::{Column, schema};
 use crate::store::{ObjectKey, Store};
@@ -45,13 +45,8 @@ pub struct Segment {
     metadata: Arc<ParquetMetaData>,
 }
 
-/// Pages of some rows of a row group, as they are stored.
-#[derive(Debug, Clone)]
-pub struct Pages {
-    group: usize,
-    columns: ColumnSet,
-    fetched: Arc<Fetched>,
-}
+/// Pages of some rows of a row group, as they are stored, and how far they are decoded.
+pub struct Pages(Box<Decoder>);
 
 /// What the statistics of a row group say, without reading it.
 #[derive(Debug, Clone, PartialEq)]
@@ -345,13 +340,13 @@ impl Segment {
             return Ok(Vec::new());
         }
         let spans = self.spans(group, rows, columns)?;
-        let pages = self.fetch(group, columns, spans).await?;
-        self.decode(&pages, rows).await
+        let pages = self.fetch(group, rows, columns, spans).await?;
+        let (events, _) = self.decode(pages, rows).await?;
+        Ok(events)
     }
 
     /// Fetches what [`Segment::read`] fetches for `rows`, so that parts of them are decoded one after
-    /// the other at the price of the requests for one; nothing if it is more than `bytes_max` bytes as
-    /// stored.
+    /// the other at the price of one; nothing if it is more than `bytes_max` bytes as stored.
     ///
     /// # Errors
     /// The store fails, or a column lies outside the object (`Damaged`).
@@ -365,24 +360,26 @@ impl Segment {
         let spans = self.spans(group, rows, columns)?;
         let bytes: u64 = spans.iter().map(|span| span.end - span.start).sum();
         match bytes <= bytes_max {
-            true => self.fetch(group, columns, spans).await.map(Some),
+            true => self.fetch(group, rows, columns, spans).await.map(Some),
             false => Ok(None),
         }
     }
 
     /// Decodes `rows`, some of those that `pages` of this segment were fetched for: returns what
-    /// [`Segment::read`] returns.
+    /// [`Segment::read`] returns, and the pages for the rest. They must all come after those that
+    /// were decoded before.
+    ///
+    /// A call that fails or is dropped takes the pages with it.
     ///
     /// # Errors
     /// The bytes are not what was written (`Damaged`).
-    pub async fn decode(&self, pages: &Pages, rows: &Rows) -> Result<Vec<Event>, ArchiveError> {
-        let Pages { group, columns, fetched } = pages.clone();
-        let (metadata, rows) = (Arc::clone(&self.metadata), rows.clone());
-        let decode = move || {
-            let mut events = vec![columns::blank(); rows.len()];
-            columns::fill(&metadata, group, &rows, columns, &fetched, &mut events)?;
-            Ok(events)
-        };
+    pub async fn decode(
+        &self,
+        pages: Pages,
+        rows: &Rows,
+    ) -> Result<(Vec<Event>, Pages), ArchiveError> {
+        let (Pages(mut decoder), rows) = (pages, rows.clone());
+        let decode = move || decoder.next(&rows).map(|events| (events, Pages(decoder)));
         tokio::task::spawn_blocking(decode)
             .await
             .map_err(|_| self.damaged("its pages could not be decoded"))?
@@ -411,6 +408,7 @@ impl Segment {
     async fn fetch(
         &self,
         group: usize,
+        rows: &Rows,
         columns: ColumnSet,
         spans: Vec<Range<u64>>,
     ) -> Result<Pages, ArchiveError> {
@@ -419,8 +417,9 @@ impl Segment {
             Ok::<(u64, Bytes), ArchiveError>((start, self.object.get(span).await?))
         };
         let ranges = stream::iter(spans).map(get).buffered(REQUESTS_AT_ONCE).try_collect().await?;
-        let fetched = Arc::new(Fetched::new(self.summary.size, ranges));
-        Ok(Pages { group, columns, fetched })
+        let fetched = Fetched::new(self.summary.size, ranges);
+        let metadata = Arc::clone(&self.metadata);
+        Ok(Pages(Box::new(Decoder::new(metadata, group, rows.clone(), columns, fetched))))
     }
 
     fn damaged(&self, problem: impl ToString) -> ArchiveError {

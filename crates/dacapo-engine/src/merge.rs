@@ -23,8 +23,9 @@ use crate::scan::{Found, Scan, SegmentToRead};
 const BATCH_BYTES_MIN: u64 = 32 * 1024;
 
 /// The most a stream holds at once: half a row group of 4 KB events and what they take beside their
-/// bodies, because decoding takes as much again. A little less would make three batches of it, and
-/// each decodes anew the pages of the other columns that it shares with the next.
+/// bodies, because decoding takes as much again. Where a row group cannot be fetched at once, a little
+/// less would make three batches of it, and each decodes anew the pages of the other columns that it
+/// shares with the next.
 const BATCH_BYTES_MAX: u64 = 5 * 1024 * 1024;
 
 /// The most events in one merged batch: keeps pauses and cancels prompt.

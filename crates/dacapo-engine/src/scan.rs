@@ -23,9 +23,13 @@ use crate::EngineError;
 /// its headers take, some 100 for each of the usual ones.
 const ATTRIBUTE_BYTES: u64 = 768;
 
-/// The pages of several batches are fetched together if, as they are stored, they take at most this
-/// part of what a batch takes: bodies that compress well.
+/// The pages of a row group are fetched together if, as they are stored, they take at most this part
+/// of what a batch takes: bodies that compress well.
 const STORED_PART: u64 = 2;
+
+/// What a batch takes, about, of pages that were fetched before: what is held against its checksum
+/// while it is in a processor's cache. Each batch wakes two threads.
+const CACHED_BYTES: u64 = 2 * 1024 * 1024;
 
 /// A segment to read, and what it must be.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -110,8 +114,12 @@ impl Scan {
     pub async fn next(&mut self) -> Result<Option<Vec<Found>>, EngineError> {
         loop {
             if let Some((group, rows)) = self.pending.next() {
-                let events = match &self.pages {
-                    Some(pages) => self.segment.decode(pages, &rows).await?,
+                let events = match self.pages.take() {
+                    Some(pages) => {
+                        let (events, rest) = self.segment.decode(pages, &rows).await?;
+                        self.pages = Some(rest);
+                        events
+                    }
                     None => self.segment.read(group, &rows, ColumnSet::ALL).await?,
                 };
                 let found = self.keep_matching(events)?;
@@ -124,19 +132,18 @@ impl Scan {
             self.pages = None;
             let group = self.group;
             let Some(rows) = self.next_group().await? else { return Ok(None) };
-            let batches: Vec<_> = self.batches(group, &rows);
-            if batches.len() > 1 {
-                // Each alone would fetch a piece of every column, and pages that it shares with the
-                // next one twice.
-                let pages = self.segment.pages(
-                    group,
-                    &rows,
-                    ColumnSet::ALL,
-                    self.batch_bytes / STORED_PART,
-                );
-                self.pages = pages.await?;
+            if rows.is_empty() {
+                continue;
             }
-            self.pending = batches.into_iter();
+            // Each batch alone would fetch a piece of every column, and pages that it shares with the
+            // next one twice.
+            let stored_max = self.batch_bytes / STORED_PART;
+            self.pages = self.segment.pages(group, &rows, ColumnSet::ALL, stored_max).await?;
+            let bytes = match self.pages {
+                Some(_) => self.batch_bytes.min(CACHED_BYTES),
+                None => self.batch_bytes,
+            };
+            self.pending = self.batches(group, &rows, bytes).into_iter();
         }
     }
 
@@ -175,13 +182,14 @@ impl Scan {
         }
     }
 
-    /// Splits the wanted rows of a group so that the events of each part fit the budget.
-    fn batches(&self, group: usize, rows: &Rows) -> Vec<(usize, Rows)> {
+    /// Splits the wanted rows of a group so that the events of each part take about so many bytes.
+    fn batches(&self, group: usize, rows: &Rows, bytes: u64) -> Vec<(usize, Rows)> {
         let summary = self.segment.summary();
         let body = summary.body_bytes / summary.events();
-        let rows_max = (self.batch_bytes / (body + ATTRIBUTE_BYTES)).max(1);
+        let rows_max = (bytes / (body + ATTRIBUTE_BYTES)).max(1);
         let parts = self.segment.batches(group, rows, rows_max * body);
-        // A page is decoded again for each part of it, so it is split only where that matters.
+        // A page that is fetched alone is decoded again for each part of it, so it is split only where
+        // that matters.
         let rows_max = usize::try_from(rows_max * 2).unwrap_or(usize::MAX);
         let split = |part: Rows| -> Vec<Rows> {
             if part.len() <= rows_max {

@@ -231,7 +231,7 @@ pub(crate) struct Allowance {
 
 impl Allowance {
     /// Allows what a row group may hold.
-    pub(crate) fn of_a_read() -> Self {
+    pub(crate) fn of_a_row_group() -> Self {
         Allowance { attributes: ATTRIBUTE_BYTES_MAX, bodies: BODY_BYTES_MAX }
     }
 

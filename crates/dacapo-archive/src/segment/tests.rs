@@ -155,6 +155,40 @@ async fn batches_cover_the_rows_once_and_hold_to_their_bound() {
     assert_eq!(together, rows.iter().collect::<Vec<_>>());
 }
 
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    /// Parts end anywhere in a page, and leave rows out.
+    #[test]
+    fn parts_of_fetched_pages_are_what_a_read_of_them_all_gives(
+        wanted in proptest::collection::btree_set(0_usize..2_500, 1..800),
+        lengths in proptest::collection::vec(1_usize..200, 1..20),
+    ) {
+        let wanted: Vec<usize> = wanted.into_iter().collect();
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        runtime.block_on(async {
+            let segment = opened(sealed((1..=2_500).map(event)).bytes).await.unwrap();
+            let rows = Rows::from_sorted(wanted.iter().copied());
+            let whole = segment.read(0, &rows, ColumnSet::ALL).await.unwrap();
+            let fetched = segment.pages(0, &rows, ColumnSet::ALL, u64::MAX).await.unwrap();
+            let mut pages = fetched.unwrap();
+            let (mut events, mut left) = (Vec::new(), &wanted[..]);
+            for length in lengths.iter().cycle() {
+                let (part, rest) = left.split_at((*length).min(left.len()));
+                let rows = Rows::from_sorted(part.iter().copied());
+                let (decoded, further) = segment.decode(pages, &rows).await.unwrap();
+                events.extend(decoded);
+                (pages, left) = (further, rest);
+                if left.is_empty() {
+                    break;
+                }
+            }
+            prop_assert_eq!(events, whole);
+            Ok(())
+        })?;
+    }
+}
+
 #[tokio::test]
 async fn bodies_of_nothing_and_of_16_mib_are_kept() {
     let mut events = [event(1), event(2), event(3)];
