@@ -5,6 +5,10 @@
 //! skips a message only if that digest matches the body that came: one with copied
 //! headers but other content is a live event and is archived.
 
+use std::fmt::{Display, Write as _};
+
+use bytes::BytesMut;
+
 use crate::{
     DeliveryMode, Digest, Event, FieldTable, FieldValue, Message, Properties, ShortStr, Timestamp,
 };
@@ -37,6 +41,9 @@ const ACTED_ON: [(&str, ShortStr); 3] = [
 
 /// How many headers every replayed message is given.
 const MARKS: usize = 6;
+
+/// Bytes that a digest and a time mostly take.
+const DIGEST_AND_TIME: usize = 64 + 32;
 
 /// Whether a replayed message keeps its `priority`, and so may overtake others in a priority queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -89,13 +96,18 @@ pub fn mark_held(
 
 fn put_marks(message: &mut Message, id: Option<&str>, time: Option<Timestamp>, replay: &ShortStr) {
     let headers = message.properties.headers.get_or_insert_with(FieldTable::new);
+    let mut texts = BytesMut::with_capacity(id.map_or(0, str::len) + DIGEST_AND_TIME);
+    let mut text = |value: &dyn Display| {
+        write!(texts, "{value}").expect("memory takes any text");
+        FieldValue::LongString(texts.split().freeze())
+    };
     headers.insert(REPLAY, short_value(replay));
     if let Some(id) = id {
-        headers.insert(EVENT_ID, FieldValue::text(id));
+        headers.insert(EVENT_ID, text(&id));
     }
-    headers.insert(BODY_DIGEST, FieldValue::text(Digest::of(&message.body).to_string()));
+    headers.insert(BODY_DIGEST, text(&Digest::of(&message.body)));
     if let Some(time) = time {
-        headers.insert(ORIGINAL_TIME, FieldValue::text(time.to_string()));
+        headers.insert(ORIGINAL_TIME, text(&time));
     }
     headers.insert(ORIGINAL_EXCHANGE, short_value(&message.exchange));
     headers.insert(ORIGINAL_ROUTING_KEY, short_value(&message.routing_key));

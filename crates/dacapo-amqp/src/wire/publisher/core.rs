@@ -121,17 +121,20 @@ impl Core {
     /// blocks the connection.
     pub(super) fn fill(&mut self, outbox: &mut Outbox) {
         while !self.blocked && outbox.bytes().len() < OUTBOX_BYTES {
-            if self.body.is_empty() {
-                let Some(next) = self.waiting.pop_front() else { return };
-                self.waiting_bytes -= bytes_of(&next);
-                outbox.frames(next.head());
-                self.body = next.body().clone();
-                self.answers.sent(next);
-            }
             if !self.body.is_empty() {
                 let piece = self.body.split_to(self.piece_max.min(self.body.len()));
                 outbox.body(PUBLISHES, &piece);
+                continue;
             }
+            let Some(next) = self.waiting.pop_front() else { return };
+            self.waiting_bytes -= bytes_of(&next);
+            outbox.frames(next.head());
+            match next.body().len() {
+                0 => {}
+                bytes if bytes <= self.piece_max => outbox.body(PUBLISHES, next.body()),
+                _ => self.body = next.body().clone(),
+            }
+            self.answers.sent(next);
         }
     }
 
