@@ -11,8 +11,6 @@ pub const AMQP: &str = "DACAPO_TEST_AMQP";
 pub const AMQPS: &str = "DACAPO_TEST_AMQPS";
 /// PEM file of the authority that signed the certificate of [`AMQPS`].
 pub const AMQPS_CA: &str = "DACAPO_TEST_AMQPS_CA";
-/// The process of the broker; absent where another one was brought.
-pub const BROKER_PID: &str = "DACAPO_TEST_BROKER_PID";
 /// `http://user:password@host:port` of the management plugin; absent where there is none.
 pub const MANAGEMENT: &str = "DACAPO_TEST_MANAGEMENT";
 /// `http://host:port` of the S3 server; credentials and region are in the AWS tools' variables.

@@ -45,7 +45,6 @@ impl Servers {
             variables.insert(env::AMQP, rabbit.amqp_url().into());
             variables.insert(env::AMQPS, rabbit.amqps_url().into());
             variables.insert(env::AMQPS_CA, rabbit.authority().into());
-            variables.insert(env::BROKER_PID, rabbit.pid().to_string().into());
             variables.insert(env::MANAGEMENT, rabbit.management_url().into());
         }
         if let Some(seaweed) = &self.seaweed {

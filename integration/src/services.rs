@@ -56,11 +56,6 @@ pub fn amqps() -> Option<Tls> {
     Some(Tls { url: env::get(env::AMQPS)?, authority: env::get(env::AMQPS_CA)?.into() })
 }
 
-/// Returns the process of the broker, if it is one that the harness started.
-pub fn broker_pid() -> Option<u32> {
-    env::get(env::BROKER_PID)?.parse().ok()
-}
-
 /// Returns the URL of the broker's management plugin, credentials included, where it has one.
 pub fn management() -> Option<String> {
     env::get(env::MANAGEMENT)

@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use dacapo_integration::dacapo::Dacapo;
 use dacapo_integration::process::Signal;
-use dacapo_integration::witness::Queue;
 use dacapo_integration::{http, reference, services};
 use serde_json::json;
 
 use crate::archive::Archive;
+use crate::broker::{Broker, Place, QUEUE};
 use crate::report::{Bar, Report};
 use crate::{EVENTS, events, timed};
 
@@ -26,39 +26,58 @@ pub(crate) fn measure(archive: &Archive, runs: usize, report: &mut Report) -> Re
     beside_gzip(archive, runs, report)
 }
 
-/// An archiver on S3 against a consumer that only acks, each from a full quorum queue.
+/// An archiver on S3 against a consumer that only acks, each from a full quorum queue of a broker of
+/// its own.
 fn beside_consumer(archive: &Archive, runs: usize, report: &mut Report) -> Result<()> {
-    let (mut rates, mut micros) = (Vec::new(), Vec::new());
+    let bodies =
+        events::bodies(&archive.folder.join("events.ndjson"))?.collect::<Result<Vec<_>>>()?;
+    let (mut ratios, mut rates, mut micros, mut brokers) = (vec![], vec![], vec![], vec![]);
+    let mut of_consumers = vec![];
     for _ in 0..runs {
-        let url = services::amqp();
-        let quorum =
-            json!([["x-queue-type", "S", "quorum"], ["x-single-active-consumer", "t", true],]);
-        let queue = Queue::with_arguments("bench", &quorum);
-        fill(archive, queue.name())?;
-        let args = ["consume", &url, queue.name(), &EVENTS.to_string()];
-        let consumer = archive.inside(&args)?;
-        let (rate, cpu_seconds) = archived(archive)?;
-        rates.push(rate / consumer.rate(EVENTS));
-        micros.push(cpu_seconds * 1e6 / EVENTS as f64);
+        let consumed = consumed(archive, &bodies)?;
+        let archived = archived(&bodies)?;
+        ratios.push(archived.rate / consumed);
+        rates.push(archived.rate);
+        of_consumers.push(consumed);
+        micros.push(archived.cpu_seconds * 1e6 / EVENTS as f64);
+        brokers.push(archived.broker_seconds * 1e6 / EVENTS as f64);
     }
-    report.add("archiver: rate against acking only".to_owned(), Bar::AtLeast(0.9), rates);
+    report.add("archiver: rate against acking only".to_owned(), Bar::AtLeast(0.9), ratios);
+    report.add("archiver: events/s".to_owned(), Bar::None, rates);
+    report.add("acking only: events/s".to_owned(), Bar::None, of_consumers);
     report.add("archiver: CPU µs an event".to_owned(), Bar::AtMost(25.0), micros);
+    report.add("archiver: the broker's CPU µs".to_owned(), Bar::None, brokers);
     Ok(())
 }
 
-/// Publishes the archive's events as their publishers did.
-fn fill(archive: &Archive, queue: &str) -> Result<()> {
-    let bodies =
-        events::bodies(&archive.folder.join("events.ndjson"))?.collect::<Result<Vec<_>>>()?;
-    reference::publish_bodies(&services::amqp(), queue, &bodies)
+/// Returns the events a second of a consumer that only acks.
+fn consumed(archive: &Archive, bodies: &[Vec<u8>]) -> Result<f64> {
+    let broker = Broker::start(&json!([
+        ["x-queue-type", "S", "quorum"],
+        ["x-single-active-consumer", "t", true]
+    ]))?;
+    let url = broker.url();
+    reference::publish_bodies(&url, QUEUE, bodies)?;
+    let args = ["consume", &url, QUEUE, &EVENTS.to_string()];
+    Ok(broker.beside(Place::Shared, || archive.inside(&args))?.rate(EVENTS))
 }
 
-/// Returns the events a second of an archiver with a full queue, and the seconds of a processor that
-/// it took for all of them.
+/// What an archiver did.
+struct Archived {
+    /// Events a second, while its queue was full.
+    rate: f64,
+    /// Of a processor, for all events.
+    cpu_seconds: f64,
+    /// The same of the broker.
+    broker_seconds: f64,
+}
+
+/// Runs an archiver on a full queue.
 #[expect(clippy::disallowed_methods, reason = "a bench measures the wall clock")]
-fn archived(archive: &Archive) -> Result<(f64, f64)> {
+fn archived(bodies: &[Vec<u8>]) -> Result<Archived> {
+    let broker = Broker::start(&json!([]))?;
     let mut dacapo = Dacapo::on_s3();
-    dacapo.set("DACAPO_AMQP", &services::amqp());
+    dacapo.set("DACAPO_AMQP", &broker.url());
     let queue = services::unique("bench");
     let args = [
         "archive",
@@ -79,8 +98,10 @@ fn archived(archive: &Archive) -> Result<(f64, f64)> {
     first.wait_for_line("consuming", DEADLINE);
     first.signal(Signal::Terminate)?;
     first.wait(DEADLINE).check(0);
-    fill(archive, &queue)?;
+    reference::publish_bodies(&broker.url(), &queue, bodies)?;
 
+    broker.rest()?;
+    let before = broker.cpu_seconds()?;
     let archiver = dacapo.spawn(args);
     let told = archiver.wait_for_line("metrics: http://", DEADLINE);
     let (_, address) = told.split_once("http://").context("it was looked for")?;
@@ -102,9 +123,10 @@ fn archived(archive: &Archive) -> Result<(f64, f64)> {
     let (first, last) = (looks[0], *end.context("it came to the end")?);
     let rate = (last.1 - first.1) as f64 / (last.0 - first.0).as_secs_f64();
     let cpu_seconds = timed::cpu_seconds(archiver.pid())?;
+    let broker_seconds = broker.cpu_seconds()? - before;
     archiver.signal(Signal::Terminate)?;
     archiver.wait(DEADLINE).check(0);
-    Ok((rate, cpu_seconds))
+    Ok(Archived { rate, cpu_seconds, broker_seconds })
 }
 
 /// Returns how many events are durable, by the archiver's metrics.

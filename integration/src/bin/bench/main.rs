@@ -4,12 +4,13 @@
 //! Started by `just bench`, which builds it in release beside the `dacapo` that it measures and
 //! gives it private servers. Asserts nothing: prints each measure beside its bar, and writes
 //! `target/bench/report.json`. On a shared machine only ratios within one run mean anything, so
-//! what is compared is measured in pairs, one after the other, as often as `--runs` says.
+//! what is compared is measured in pairs, one after the other, as often as `--runs` says; what goes to
+//! or comes from a queue has a broker of its own each time.
 //! What the measures are, and what they were: docs/performance.md.
 
-mod apart;
 mod archive;
 mod archiving;
+mod broker;
 mod events;
 mod indexing;
 mod inside;

@@ -10,8 +10,8 @@ use dacapo_integration::services;
 use dacapo_integration::witness::Queue;
 use serde_json::{Value, json};
 
-use crate::apart::apart;
 use crate::archive::Archive;
+use crate::broker::{Broker, Place, QUEUE, places};
 use crate::report::{Bar, Measure, Report, Row};
 use crate::{EVENTS, events, timed};
 
@@ -54,12 +54,10 @@ pub(crate) fn measure_sizes(archive: &Archive, _runs: usize, report: &mut Report
     let quorum = json!([["x-queue-type", "S", "quorum"]]);
     for (size, events, body_bytes) in SIZES {
         let archive = Archive::make(beside(archive)?, size, events, body_bytes)?;
-        let queue = Queue::with_arguments("bench", &quorum);
-        let cost = reference(&archive, &queue)?;
-        report.rows.push(Row { name: format!("reference publisher, {size}"), events, cost });
-        let queue = Queue::with_arguments("bench", &quorum);
-        let cost = archive.dacapo(&["replay", "--to-queue", queue.name()])?;
-        report.rows.push(Row { name: format!("replay, {size}"), events, cost });
+        let [pair] = &pairs(&archive, &quorum, Place::Shared, 1)?[..] else {
+            unreachable!("one was asked for")
+        };
+        pair.tell(size, report);
     }
     Ok(())
 }
@@ -78,31 +76,32 @@ fn beside_reference(
     runs: usize,
     report: &mut Report,
 ) -> Result<f64> {
-    let pairs = pairs(archive, arguments, runs)?;
-    let ratios = |pairs: &[Pair]| pairs.iter().map(Pair::ratio).collect();
-    let name = |what: &str| format!("replay, {}, {kind}: {what}", archive.size);
-    report.add(name("rate against reference"), Bar::AtLeast(0.95), ratios(&pairs));
-    if let Some(pairs) = apart(|| self::pairs(archive, arguments, runs))? {
-        report.add(name("rate, broker apart"), Bar::AtLeast(0.95), ratios(&pairs));
-    }
-    let micros = |of: fn(&Pair) -> f64| pairs.iter().map(of).collect::<Vec<f64>>();
-    let taken = micros(|pair| pair.replay.cost.cpu_micros(EVENTS));
-    report.add(name("CPU µs an event"), Bar::AtMost(12.0), taken);
-    if services::broker_pid().is_some() {
-        let brokers = micros(|pair| pair.replay.broker_micros());
-        report.add(name("the broker's CPU µs an event"), Bar::None, brokers);
-        let brokers = micros(|pair| pair.reference.broker_micros());
+    let size = archive.size;
+    let mut slowest = f64::INFINITY;
+    for place in places()? {
+        let pairs = pairs(archive, arguments, *place, runs)?;
+        let each = |of: fn(&Pair) -> f64| pairs.iter().map(of).collect::<Vec<f64>>();
+        let (place, bar) = match place {
+            Place::Shared => ("", Bar::AtMost(12.0)),
+            Place::Apart => (", broker apart", Bar::None),
+        };
+        let name = |what: &str| format!("replay, {size}, {kind}{place}: {what}");
+        report.add(name("rate against reference"), Bar::AtLeast(0.95), each(Pair::ratio));
+        report.add(name("CPU µs an event"), bar, each(|pair| pair.replay.micros()));
+        report.add(name("CPU against the reference's"), Bar::None, each(Pair::cpu_ratio));
+        let brokers = each(|pair| pair.replay.broker_micros());
+        report.add(name("the broker's CPU µs"), Bar::None, brokers);
+        let brokers = each(|pair| pair.reference.broker_micros());
         report.add(name("the same beside the reference"), Bar::None, brokers);
+        for (pair, run) in pairs.iter().zip(1..) {
+            pair.tell(&format!("{size}, {kind}{place}, {run}"), report);
+        }
+        slowest = pairs.iter().map(|pair| pair.replay.rate()).fold(slowest, f64::min);
     }
-    for (pair, run) in pairs.iter().zip(1..) {
-        let name = format!("reference publisher, {}, {kind}, {run}", archive.size);
-        report.rows.push(Row { name, events: EVENTS, cost: pair.reference.cost });
-    }
-    let rates = pairs.iter().map(|pair| pair.replay.cost.rate(EVENTS));
-    Ok(rates.fold(f64::INFINITY, f64::min))
+    Ok(slowest)
 }
 
-/// Both of a pair, one right after the other.
+/// Both of a pair, one right after the other, each with a broker of its own.
 struct Pair {
     reference: Side,
     replay: Side,
@@ -110,33 +109,59 @@ struct Pair {
 
 impl Pair {
     fn ratio(&self) -> f64 {
-        self.replay.cost.rate(EVENTS) / self.reference.cost.rate(EVENTS)
+        self.replay.rate() / self.reference.rate()
+    }
+
+    fn cpu_ratio(&self) -> f64 {
+        self.replay.micros() / self.reference.micros()
+    }
+
+    /// Adds what each took to the report.
+    fn tell(&self, of: &str, report: &mut Report) {
+        for (who, Side { events, cost, .. }) in
+            [("reference publisher", &self.reference), ("replay", &self.replay)]
+        {
+            report.rows.push(Row { name: format!("{who}, {of}"), events: *events, cost: *cost });
+        }
     }
 }
 
-/// What one of a pair took, and the broker meanwhile.
+/// What one of a pair took for so many events, and the broker meanwhile.
 struct Side {
+    events: u64,
     cost: timed::Cost,
     broker_seconds: f64,
 }
 
 impl Side {
+    fn rate(&self) -> f64 {
+        self.cost.rate(self.events)
+    }
+
+    fn micros(&self) -> f64 {
+        self.cost.cpu_micros(self.events)
+    }
+
     fn broker_micros(&self) -> f64 {
-        self.broker_seconds * 1e6 / EVENTS as f64
+        self.broker_seconds * 1e6 / self.events as f64
     }
 }
 
-/// Makes pairs; each side comes first in every other one, for it may leave the broker work.
-fn pairs(archive: &Archive, arguments: &Value, runs: usize) -> Result<Vec<Pair>> {
-    let side = |publish: &dyn Fn(&Queue) -> Result<timed::Cost>| {
-        let queue = Queue::with_arguments("bench", arguments);
-        let broker = || services::broker_pid().map_or(Ok(0.0), timed::cpu_seconds);
-        let before = broker()?;
-        let cost = publish(&queue)?;
-        Ok::<_, anyhow::Error>(Side { cost, broker_seconds: broker()? - before })
+/// Makes pairs; each side comes first in every other one, for the machine may tire.
+fn pairs(archive: &Archive, queue: &Value, place: Place, runs: usize) -> Result<Vec<Pair>> {
+    let side = |publish: &dyn Fn(&str) -> Result<timed::Cost>| {
+        let broker = Broker::start(queue)?;
+        broker.beside(place, || {
+            let before = broker.cpu_seconds()?;
+            let cost = publish(&broker.url())?;
+            let broker_seconds = broker.cpu_seconds()? - before;
+            Ok(Side { events: archive.events, cost, broker_seconds })
+        })
     };
-    let reference = |queue: &Queue| reference(archive, queue);
-    let replay = |queue: &Queue| archive.dacapo(&["replay", "--to-queue", queue.name()]);
+    let (events, bytes) = (archive.events, archive.body_bytes / archive.events);
+    let (events, bytes) = (events.to_string(), bytes.to_string());
+    let reference = |url: &str| archive.inside(&["publish", url, QUEUE, &events, &bytes]);
+    let replay = |url: &str| archive.dacapo(&["replay", "--to-queue", QUEUE, "--amqp", url]);
     let pair = |run: usize| {
         if run.is_multiple_of(2) {
             let reference = side(&reference)?;
@@ -146,13 +171,6 @@ fn pairs(archive: &Archive, arguments: &Value, runs: usize) -> Result<Vec<Pair>>
         Ok(Pair { reference: side(&reference)?, replay })
     };
     (0..runs).map(pair).collect()
-}
-
-fn reference(archive: &Archive, queue: &Queue) -> Result<timed::Cost> {
-    let (events, bytes) = (archive.events, archive.body_bytes / archive.events);
-    let (events, bytes) = (events.to_string(), bytes.to_string());
-    let url = services::amqp();
-    archive.inside(&["publish", &url, queue.name(), &events, &bytes])
 }
 
 /// An exchange that every broker has, and that the bench binds nothing to.
