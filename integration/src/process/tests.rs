@@ -25,7 +25,8 @@ fn a_killed_process_takes_its_children_along() {
         Ok(std::fs::read_to_string(log(&folder))?.trim().parse().ok())
     })
     .unwrap();
-    assert!(is_running(child));
+    // Its number is written before it has become `sleep`, and meanwhile it has no command line.
+    wait::until("the child runs", DEADLINE, || Ok(is_running(child).then_some(()))).unwrap();
     process.kill().unwrap();
     wait::until("the child is gone", DEADLINE, || Ok((!is_running(child)).then_some(()))).unwrap();
 }

@@ -76,17 +76,17 @@ impl Report {
     #[expect(clippy::print_stdout, reason = "the report of a bench is its output")]
     pub(crate) fn tell(&self, folder: &Path) -> Result<()> {
         println!("bodies compressed {:.1} times", self.compression);
-        println!("{:<44} {:>8} {:>8} {:>17}", "", "bar", "median", "spread");
+        println!("{:<62} {:>8} {:>8} {:>17}", "", "bar", "median", "spread");
         for measure in &self.measures {
             let (min, median, max) = measure.spread();
             let verdict = if measure.bar.is_met(median) { "" } else { "  NOT MET" };
             let spread = format!("{min:.2} to {max:.2}");
             let (name, bar) = (&measure.name, measure.bar.text());
-            println!("{name:<44} {bar:>8} {median:>8.2} {spread:>17}{verdict}");
+            println!("{name:<62} {bar:>8} {median:>8.2} {spread:>17}{verdict}");
         }
-        println!("{:<44} {:>8} {:>22}", "", "events/s", "CPU µs an event");
+        println!("{:<62} {:>8} {:>22}", "", "events/s", "CPU µs an event");
         for Row { name, events, cost } in &self.rows {
-            println!("{name:<44} {:>8.0} {:>22.1}", cost.rate(*events), cost.cpu_micros(*events));
+            println!("{name:<62} {:>8.0} {:>22.1}", cost.rate(*events), cost.cpu_micros(*events));
         }
         let path = folder.join("report.json");
         fs::write(&path, serde_json::to_vec_pretty(&self.to_json())?)?;
